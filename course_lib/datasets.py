@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
 from sklearn import datasets as skdata
-from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedGroupKFold, StratifiedShuffleSplit
+from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
 from torch import Tensor
 
 from .tools.env import data_dir
@@ -40,7 +40,9 @@ class LabeledImages:
     masks: Tensor | None = None # uint8, [N, H, W], 1 where the object is
 
     def __post_init__(self) -> None:
+        if isinstance(self.classes, str): raise TypeError(f'classes is the text {self.classes!r}, expected a list of names, such as {tuple(self.classes)}.')
         self.images, self.labels, self.classes = torch.as_tensor(self.images), torch.as_tensor(self.labels), tuple(map(str, self.classes))
+        self.masks = None if self.masks is None else torch.as_tensor(self.masks)
         n = len(self.images)
         if self.meta is None: self.meta = pd.DataFrame(index=range(n))
         _check_images(self.images, self.masks)
@@ -59,6 +61,7 @@ def _check_images(images: Tensor, masks: Tensor | None) -> None:
     "Raise unless images are uint8 [N, C, H, W] and masks, if any, uint8 [N, H, W]"
     if images.dtype != torch.uint8: raise TypeError(f'images are {images.dtype}, expected torch.uint8 (0 to 255); scale and round them first.')
     if images.ndim != 4: raise ValueError(f'images have shape {tuple(images.shape)}, expected [N, C, H, W]; a grey image has C=1.')
+    if images.shape[1] not in (1, 3): raise ValueError(f'images have {images.shape[1]} channels (shape {tuple(images.shape)}), expected 1 (grey) or 3 (RGB) in [N, C, H, W].')
     if masks is not None and (masks.dtype != torch.uint8 or masks.shape != images[:, 0].shape):
         raise ValueError(f'masks are {masks.dtype} {tuple(masks.shape)}, expected uint8 {tuple(images[:, 0].shape)}.')
 
@@ -75,8 +78,11 @@ def _check_labels(labels: Tensor, classes: tuple[str, ...], n: int) -> None:
 def subset(self: LabeledImages,
            idx: Tensor | np.ndarray | list | slice # positions, a boolean mask or a slice
           ) -> LabeledImages: # in the order of `idx`
-    "The chosen images with everything that belongs to them; raises IndexError outside 0..N-1"
-    idx = torch.arange(len(self))[torch.as_tensor(idx) if not isinstance(idx, slice) else idx]
+    "The chosen images with everything that belongs to them; negative positions count from the end; raises IndexError outside"
+    if not isinstance(idx, slice):
+        idx = torch.atleast_1d(torch.as_tensor(idx))
+        idx = idx if idx.dtype == torch.bool else idx.long()
+    idx = torch.arange(len(self))[idx]
     return dataclasses.replace(self, images=self.images[idx], labels=self.labels[idx], meta=self.meta.iloc[idx.numpy()],
                                masks=None if self.masks is None else self.masks[idx])
 
@@ -88,28 +94,47 @@ def split(self: LabeledImages,
           groups: str | list | np.ndarray | None = None, # a column of meta, or one value an image; a group is never torn apart
           seed: int = 0 # of the random choice
          ) -> tuple[LabeledImages, LabeledImages]: # (train, valid)
-    "Hold out about `valid` of the images at random; raises ValueError where a class or the groups are too few"
+    "Hold out `valid` of the images at random, whole groups as near to it as they allow; raises ValueError where classes or groups are too few"
     if not 0 < valid < 1: raise ValueError(f'valid is {valid}, expected a share between 0 and 1, such as 0.2.')
-    groups = self.meta[groups] if isinstance(groups, str) else groups
-    if stratify and groups is None and (few := [c for c, n in zip(self.classes, self.labels.bincount(minlength=len(self.classes))) if n == 1]):
-        raise ValueError(f'class {few[0]!r} has 1 image and cannot be on both sides; add images or pass stratify=False.')
-    if groups is not None and pd.Series(groups).nunique() < 2: raise ValueError('all images are in one group; a split by groups needs two or more.')
-    train_idx, valid_idx = next(_splitter(valid, stratify, groups is not None, seed).split(self.images.flatten(1), self.labels, groups))
-    if groups is not None and stratify and valid > .5: train_idx, valid_idx = valid_idx, train_idx
+    if groups is None: train_idx, valid_idx = _split_images(self.labels.numpy(), self.classes, valid, stratify, seed)
+    else: train_idx, valid_idx = _split_groups(self.labels.numpy(), self.meta[groups] if isinstance(groups, str) else groups, valid, stratify, seed)
     return self.subset(train_idx), self.subset(valid_idx)
 
-# %% ../nbs/00_datasets.ipynb #d095ae22
-def _splitter(valid: float, stratify: bool, grouped: bool, seed: int):
-    "scikit-learn's splitter for the case; with groups *and* classes, one fold of k stands for a share of about 1/k"
-    if grouped and stratify: return StratifiedGroupKFold(max(2, round(1/min(valid, 1-valid))), shuffle=True, random_state=seed)
-    kind = GroupShuffleSplit if grouped else StratifiedShuffleSplit if stratify else ShuffleSplit
-    return kind(1, test_size=valid, random_state=seed)
+# %% ../nbs/00_datasets.ipynb #75c6dcdb
+def _split_images(labels: np.ndarray, classes: tuple[str, ...], valid: float, stratify: bool, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    "One shuffled split; every class that occurs must have a place on both sides if stratified"
+    count = np.bincount(labels, minlength=len(classes))
+    if stratify and (count == 1).any():
+        raise ValueError(f'class {classes[int((count == 1).argmax())]!r} has 1 image and cannot be on both sides; add images or pass stratify=False.')
+    if not 1 <= (held := round(valid*len(labels))) < len(labels) or stratify and min(held, len(labels) - held) < (count > 0).sum():
+        raise ValueError(f'valid={valid} of {len(labels)} images leaves a side too small for {(count > 0).sum()} classes; change valid or pass stratify=False.')
+    kind = StratifiedShuffleSplit if stratify else ShuffleSplit
+    return next(kind(1, test_size=held, random_state=seed).split(labels, labels))
+
+# %% ../nbs/00_datasets.ipynb #9b02c40e
+def _split_groups(labels: np.ndarray, groups: list | np.ndarray, valid: float, stratify: bool, seed: int, tries: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    "Of `tries` random choices of whole groups, the one nearest to the wanted share (and, if stratified, to the classes' shares)"
+    if pd.isna(pd.Series(list(groups))).any(): raise ValueError('some images have no group (NaN or None); give each image one.')
+    if len(groups) != len(labels): raise ValueError(f'{len(groups)} groups for {len(labels)} images; expected one an image.')
+    codes, names = pd.factorize(pd.Series(list(groups)))
+    if len(names) < 2: raise ValueError('all images are in one group; a split by groups needs two or more.')
+    table = pd.crosstab(codes, labels if stratify else np.zeros(len(labels))).to_numpy() # images of each class in each group
+    rng = np.random.default_rng(seed)
+    best, far = None, np.inf
+    for _ in range(tries):
+        order = rng.permutation(len(names))
+        share = np.abs(table[order].cumsum(0)[:-1]/table.sum(0) - valid) # after each further group
+        k = share.mean(1).argmin()
+        if share[k].mean() < far: best, far = order[:k+1], share[k].mean()
+    held = np.isin(codes, best)
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 # %% ../nbs/00_datasets.ipynb #1c06ed82
 def infer_writers(labels: np.ndarray # in scikit-learn's order, [N]
                  ) -> np.ndarray: # block number of each row, [N]
     "Number the blocks of scikit-learn's digits by writer: each block opens with the digits counted 0 to 9 (after INRIA's scikit-learn-mooc)"
     labels = np.asarray(labels)
+    if len(labels) < 10: raise ValueError(f'{len(labels)} labels, expected all of scikit-learn\'s digits in their order.')
     counts = np.flatnonzero((np.lib.stride_tricks.sliding_window_view(labels, 10) == np.arange(10)).all(1))
     starts = counts[np.diff(counts, prepend=-1000) > 30]
     return np.searchsorted(starts, np.arange(len(labels)), side='right') - 1
@@ -190,10 +215,11 @@ def scenes(n: int = 1000, # number of images
     shares = dict(duplicates=duplicates, label_noise=label_noise, night=night)
     for name, share in shares.items():
         if not 0 <= share <= .5: raise ValueError(f'{name} is {share}, expected a share of all images between 0 and 0.5.')
-    if n < 10 or size < 16 or imbalance < 1: raise ValueError(f'n={n}, size={size}, imbalance={imbalance}: expected n from 10, size from 16 and imbalance from 1.')
-    if duplicates + night > .8: raise ValueError('duplicates and night together leave too little to train on; expected a sum of at most 0.8.')
+    if n < 10 or not 16 <= size <= 400 or imbalance < 1: raise ValueError(f'n={n}, size={size}, imbalance={imbalance}: expected n from 10, size from 16 to 400 and imbalance from 1.')
+    if (test := max(.2, duplicates + night)) + label_noise > 1: raise ValueError(f'{shares} need more images than there are; expected shares that add up to at most 1.')
+    if test > .8: raise ValueError('duplicates and night together leave too little to train on; expected a sum of at most 0.8.')
     plan_rng, paste_rng, plant_rng = np.random.default_rng(seed).spawn(3)
-    meta = _plan_scenes(n, imbalance, max(.2, duplicates + night), plan_rng)
+    meta = _plan_scenes(n, imbalance, test, plan_rng)
     raw = (skdata.load_digits().images*255/16).round().astype(np.uint8)
     images, masks, boxes = map(np.stack, zip(*[_scene(raw[s], size, paste_rng) for s in meta.source]))
     meta[['x0', 'y0', 'x1', 'y1']] = boxes
@@ -209,6 +235,13 @@ def glyph_fonts() -> dict[str, str]: # font name -> file
     import matplotlib
     files = sorted(Path(matplotlib.get_data_path(), 'fonts/ttf').glob('*.ttf'))
     return {f.stem: str(f) for f in files if not any(word in f.stem for word in NO_LETTERS)}
+
+# %% ../nbs/00_datasets.ipynb #9ef1d369
+@lru_cache(None)
+def _has_glyph(font: str, char: str) -> bool:
+    "Does the font file hold a drawing of the character, other than the box for a missing one?"
+    from matplotlib.ft2font import FT2Font
+    return ord(char) in FT2Font(font).get_charmap()
 
 # %% ../nbs/00_datasets.ipynb #f9e8ed8c
 def _draw_glyph(char: str, font: ImageFont.FreeTypeFont, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -234,6 +267,8 @@ def glyphs(chars: str = string.ascii_letters, # the classes, one character each
     names = list(known) if fonts is None else list(fonts)
     if unknown := [f for f in names if f not in known]: raise ValueError(f'unknown font {unknown[0]!r}, expected some of {list(known)}.')
     if not chars or len(set(chars)) < len(chars): raise ValueError(f'chars is {chars!r}, expected different characters.')
+    if n < 1 or not names or size < 4: raise ValueError(f'n={n}, size={size}, {len(names)} fonts: expected n from 1, size from 4 and a font or more.')
+    if missing := [(f, c) for f in names for c in chars if not _has_glyph(known[f], c)]: raise ValueError(f'font {missing[0][0]} has no {missing[0][1]!r}; choose other characters, or fonts= that have them.')
     rng = np.random.default_rng(seed)
     loaded = [ImageFont.truetype(known[f], round(2.7*size)) for f in names]
     images = [_draw_glyph(c, font, size, rng) for c in chars for font in loaded for _ in range(n)]
@@ -241,8 +276,8 @@ def glyphs(chars: str = string.ascii_letters, # the classes, one character each
     meta = pd.DataFrame({'font': np.tile(np.repeat(names, n), len(chars))})
     return LabeledImages(torch.tensor(np.stack(images))[:, None], torch.tensor(labels), tuple(chars), meta)
 
-# %% ../nbs/00_datasets.ipynb #4d85a149
-def english() -> str: # about 300,000 characters, paragraphs separated by empty lines
+# %% ../nbs/00_datasets.ipynb #48e17283
+def english() -> str: # a few hundred thousand characters, paragraphs separated by empty lines
     "Real English prose: the language reference inside CPython (`pydoc_data.topics`), code and tables left out"
     from pydoc_data.topics import topics
     blocks = re.split(r'\n\s*\n', '\n\n'.join(topics[k] for k in sorted(topics)))
@@ -301,6 +336,7 @@ def from_folder(cls: LabeledImages,
                 on_error: str = 'raise' # 'raise': one error that names every bad file; 'skip': a warning that does, and meta.attrs['skipped']
                ) -> LabeledImages: # meta: path, format, mode, width, height, exif_turn
     "Read a folder of images; raises BadImageFolder, FileNotFoundError, or ValueError for mixed sizes without `size`"
+    if size is not None and size < 1: raise ValueError(f'size is {size}, expected a number of pixels from 1.')
     if on_error not in ('raise', 'skip'): raise ValueError(f"on_error is {on_error!r}, expected 'raise' or 'skip'.")
     path = Path(path).expanduser()
     files, bad = image_files(path)
@@ -311,7 +347,7 @@ def from_folder(cls: LabeledImages,
         images.append(image if size is None else resize_image(image, size, resize))
         rows.append(dict(path=str(file.relative_to(path)), label=name, **facts))
     if bad and on_error == 'raise': raise BadImageFolder(path, bad)
-    if bad: warnings.warn(f'left out {len(bad)} of {len(files)} files: ' + '; '.join(f'{p.relative_to(path)}: {why}' for p, why in bad.items()), stacklevel=2)
+    if bad: warnings.warn(f'{len(images)} images read, left out {len(bad)}: ' + '; '.join(f'{p.relative_to(path)}: {why}' for p, why in bad.items()), stacklevel=2)
     if not images: raise ValueError(f'no usable image in {path}; expected {path}/CLASS/IMAGE.png')
     return _assemble(images, pd.DataFrame(rows), {str(p.relative_to(path)): why for p, why in bad.items()})
 
@@ -342,10 +378,11 @@ def to_folder(self: LabeledImages,
               path: str | Path # a new or empty folder
              ) -> Path: # the folder
     "Write one lossless PNG an image into a subfolder a class, and meta as _meta.csv; raises FileExistsError if the folder holds something"
+    if '' in self.classes: raise ValueError('a class has the empty name, which no folder can have; rename it.')
     path = Path(path).expanduser()
     if path.exists() and any(path.iterdir()): raise FileExistsError(f'{path} is not empty; choose a new folder.')
     names = _folder_names(self.classes)
-    for name in names: (path/name).mkdir(parents=True, exist_ok=True)
+    for k in self.labels.unique(): (path/names[k]).mkdir(parents=True)
     width = len(str(len(self)))
     for i, (image, label) in enumerate(zip(self.images, self.labels.tolist())):
         Image.fromarray((image[0] if len(image) == 1 else image.permute(1, 2, 0)).contiguous().numpy()).save(path/names[label]/f'{i:0{width}d}.png')
@@ -367,8 +404,9 @@ def fetch(name: str # 'mnist', 'imagenette' or 'pets'
     from fastdownload import FastDownload
     url = getattr(URLs, FETCHABLE[name])
     try: archive = FastDownload(base=data_dir(), module=fastai.data).download(url)
-    except OSError as e: raise ConnectionError(f'could not download {name!r} from {url}: {e}. Connect to the network and try again, or use '
-                                               'digits(), scenes() or glyphs(), which need none.') from None
+    except (URLError, TimeoutError, ConnectionError) as e:
+        raise ConnectionError(f'could not download {name!r} from {url}: {e}. Connect to the network and try again, or use '
+                              'digits(), scenes() or glyphs(), which need none.') from None
     return unpack(archive, dest)
 
 # %% ../nbs/00_datasets.ipynb #3bdb782b
