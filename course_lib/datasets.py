@@ -80,7 +80,7 @@ def subset(self: LabeledImages,
           ) -> LabeledImages: # in the order of `idx`
     "The chosen images with everything that belongs to them; negative positions count from the end; raises IndexError outside"
     if not isinstance(idx, slice):
-        idx = torch.atleast_1d(torch.as_tensor(idx))
+        idx = torch.atleast_1d(idx if isinstance(idx, Tensor) else torch.tensor(np.asarray(idx)))
         idx = idx if idx.dtype == torch.bool else idx.long()
     idx = torch.arange(len(self))[idx]
     return dataclasses.replace(self, images=self.images[idx], labels=self.labels[idx], meta=self.meta.iloc[idx.numpy()],

@@ -7,8 +7,7 @@ Docs: https://OWNER.github.io/course_lib/tools/files.html.md"""
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'BadImage', 'read_image', 'resize_image', 'image_files', 'BadImageFolder', 'unpack']
 
-# %% ../../nbs/tools/files.ipynb #d70800fa
-import shutil
+# %% ../../nbs/tools/files.ipynb #87503c27
 import tarfile
 import tempfile
 from pathlib import Path
@@ -90,15 +89,25 @@ class BadImageFolder(ValueError):
         listed = '\n'.join(f'  {p.relative_to(path)}: {why}' for p, why in problems.items())
         super().__init__(f"{len(problems)} problem(s) in {path}:\n{listed}\nMend or remove them, or pass on_error='skip' to leave them out and have them listed.")
 
+# %% ../../nbs/tools/files.ipynb #02728fd1
+def _extract(tar: tarfile.TarFile, folder: str, checked: bool = hasattr(tarfile, 'data_filter')) -> None:
+    "Extract below `folder` only; Pythons without tarfile's `filter` (before 3.11.4) get plain files and folders, nothing else"
+    if checked: return tar.extractall(folder, filter='data')
+    for member in tar.getmembers():
+        if not (member.isfile() or member.isdir()) or not (Path(folder)/member.name).resolve().is_relative_to(Path(folder).resolve()):
+            raise tarfile.ExtractError(f'{member.name!r} is a link or points outside the folder; nothing was unpacked.')
+    tar.extractall(folder)
+
 # %% ../../nbs/tools/files.ipynb #638b93ed
 def unpack(archive: str | Path, # a .tar, .tgz or .tar.gz file
            dest: str | Path # folder to make; must not exist
           ) -> Path: # dest
-    "Unpack beside `dest`, then rename; a member that points outside raises tarfile.FilterError and leaves nothing behind"
+    "Unpack beside `dest`, then rename; a member that points outside raises tarfile.TarError and leaves nothing behind"
     dest = Path(dest)
     dest.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix='.unpack-') as aside:
-        with tarfile.open(archive) as tar: tar.extractall(aside, filter='data')
-        inner = list(Path(aside).iterdir())
-        shutil.move(inner[0] if len(inner) == 1 and inner[0].is_dir() else shutil.copytree(aside, f'{dest}.tmp'), dest)
+        whole = Path(aside)/'whole'
+        with tarfile.open(archive) as tar: _extract(tar, str(whole))
+        inner = list(whole.iterdir())
+        (inner[0] if len(inner) == 1 and inner[0].is_dir() else whole).rename(dest)
     return dest

@@ -1,0 +1,105 @@
+"The pages: complete, linked, with alt texts, readable without the network; what is missing makes the build fail"
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+from counting import NBS, NOTEBOOKS
+from course_lib.tools.docs import build_site, html_path, load_pages, site_config, stage
+from nbformat import write
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+ROOT = NBS.parent
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "The course's own pages, as they are without Quarto"
+    out = tmp_path_factory.mktemp('site')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('shutil.which', lambda name: None)
+        build_site(ROOT, out)
+    return {p.relative_to(out).as_posix(): BeautifulSoup(p.read_text(encoding='utf-8'), 'html.parser') for p in out.rglob('*.html')}
+
+
+def test_every_notebook_has_a_page_and_stands_in_the_sidebar(site):
+    assert site.keys() == {html_path(p.relative_to(NBS).as_posix()) for p in NOTEBOOKS}
+    assert len(site['index.html'].select('.sidebar a')) == len(NOTEBOOKS)
+
+
+def test_every_figure_has_its_alt_text(site):
+    images = [image for page in site.values() for image in page.select('img')]
+    assert all(image['alt'] and 'No description' not in image['alt'] for image in images)
+
+
+def test_pages_need_nothing_from_the_network(site):
+    loaded = [tag.get('src') or tag.get('href') for page in site.values() for tag in page.select('script[src], link[href], img[src], iframe[src]')]
+    assert [url for url in loaded if url.startswith(('http', '//'))] == []
+
+
+def test_solutions_and_hidden_cells_are_not_shown(site):
+    for path in NOTEBOOKS:
+        page = site[html_path(path.relative_to(NBS).as_posix())].get_text()
+        assert '### BEGIN SOLUTION' not in page and '#| ' not in page.replace("'#| ", '').replace('`#| ', ''), path.name
+
+
+@pytest.fixture
+def project(tmp_path):
+    "A small project of one page, its first page made of the cells given"
+    def make(*cells):
+        for name in 'pyproject.toml', 'settings.ini': (tmp_path/name).write_text((ROOT/name).read_text())
+        (tmp_path/'_quarto.yml').write_text('website: {title: T, sidebar: {contents: [index.ipynb]}}\npage-links: []\n')
+        (tmp_path/'nbs').mkdir()
+        write(new_notebook(cells=[new_markdown_cell('# T'), *cells]), tmp_path/'nbs/index.ipynb')
+        return tmp_path
+    return make
+
+
+PNG = new_output('display_data', {'image/png': 'iVBORw0KGgo='})
+BAD = {'a dead link': (new_markdown_cell('[x](01_gone.ipynb)'), 'dead link to 01_gone.html'),
+       'a dead anchor': (new_markdown_cell('[x](#nowhere)'), 'dead link to #nowhere'),
+       'a missing picture': (new_markdown_cell('![x](gone.png)'), 'dead link to gone.png'),
+       'a picture without text': (new_markdown_cell('![](gone.png)'), 'image without alt text'),
+       'a figure without text': (new_code_cell('plot()', outputs=[PNG]), 'figure without fig-alt'),
+       'a figure that is not stored': (new_code_cell('#| fig-alt: a plot\nplot()'), 'no stored figure')}
+
+
+@pytest.mark.parametrize('cell, message', BAD.values(), ids=BAD)
+def test_planted_problem_fails(project, monkeypatch, cell, message):
+    monkeypatch.setattr('shutil.which', lambda name: None)
+    root = project(cell)
+    with pytest.raises(SystemExit, match=message): build_site(root, root/'out')
+
+
+def test_missing_page_fails(project, monkeypatch):
+    monkeypatch.setattr('shutil.which', lambda name: None)
+    root = project()
+    (root/'_quarto.yml').write_text('website: {title: T, sidebar: {contents: [index.ipynb, 07_gone.ipynb]}}\npage-links: []\n')
+    with pytest.raises(SystemExit, match='07_gone.ipynb: in the sidebar'): build_site(root, root/'out')
+
+
+def test_good_page_builds(project, monkeypatch, capsys):
+    monkeypatch.setattr('shutil.which', lambda name: None)
+    root = project(new_code_cell('#| fig-alt: a plot\nplot()', outputs=[PNG]), new_markdown_cell('[top](#T), $x^2$'))
+    build_site(root, root/'out')
+    assert 'Quarto is not installed' in capsys.readouterr().out
+    assert '<math' in (root/'out/index.html').read_text()
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='a symlink and a shell script')
+def test_what_quarto_gets(tmp_path):
+    "Everything up to Quarto itself: nbdev processes the staged notebooks; a stand-in keeps it from downloading Quarto"
+    (tmp_path/'bin').mkdir()
+    (tmp_path/'bin/quarto').write_text('#!/bin/sh\n')
+    (tmp_path/'bin/quarto').chmod(0o755)
+    (tmp_path/'project').mkdir()
+    stage(ROOT, {'tools/env.ipynb': load_pages(NBS/'tools')['env.ipynb']}, site_config(ROOT), tmp_path/'project')
+    path = os.pathsep.join([str(tmp_path/'bin'), os.environ['PATH']])
+    subprocess.run([Path(sys.executable).parent/'nbdev-proc-nbs'], cwd=tmp_path/'project', env=os.environ | {'PATH': path}, check=True, capture_output=True)
+    front, *cells = json.loads((tmp_path/'project/_proc/tools/env.ipynb').read_text(encoding='utf-8'))['cells']
+    code = ''.join(line for c in cells if c['cell_type'] == 'code' for line in c['source'])
+    assert 'nbs/tools/env.ipynb' in ''.join(front['source'])
+    assert 'def course_size' in code and 'default_exp' not in code and 'show_doc' not in code
