@@ -310,7 +310,7 @@ def _run(path, log, timeout): # run a notebook in a kernel; what stopped with an
     from nbclient import NotebookClient
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     nb, errors = nbformat.reads(path.read_text(encoding='utf-8'), as_version=4), []
-    client = NotebookClient(nb, timeout=timeout, kernel_name='python3', allow_errors=True, resources={'metadata': {'path': str(path.parent)}})
+    client = NotebookClient(nb, timeout=timeout, kernel_name='python3', allow_errors=True, extra_arguments=['--log-level=ERROR'], resources={'metadata': {'path': str(path.parent)}})
     try: client.execute(env={**os.environ, CHECK_LOG: log})
     except CellTimeoutError: errors.append(f'A cell took more than {timeout} seconds; the rest did not run.')
     except DeadKernelError: errors.append('The kernel died; the rest did not run.')
