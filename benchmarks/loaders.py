@@ -1,0 +1,169 @@
+"""Images a second of our data loaders beside what a user would pick instead, and beside the limit.
+
+python benchmarks/loaders.py [--quick] [--rounds N]
+
+Every table is one interleaved race: the entries take turns, round after round, in one process with one torch thread.
+Printed are medians of the ratios within a round, with their smallest and largest value. Results go to results/loaders.json.
+"""
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+warnings.filterwarnings('ignore')
+
+import numpy as np
+import simplejpeg
+import torch
+from fastai.data.core import TfmdDL
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from course_lib.dataloading import JpegFolderLoader, NormalizeImages, TensorDataLoader
+
+MEAN, STD = [.485, .456, .406], [.229, .224, .225]
+CACHED_EPOCHS = 4 # one cached epoch is too short to time
+
+
+class Items(Dataset):
+    "One image at a time, as tutorials do it"
+    def __init__(self, images, labels, tfm=None): self.images, self.labels, self.tfm = images, labels, tfm
+    def __len__(self): return len(self.images)
+    def __getitem__(self, i): return (self.images[i] if self.tfm is None else self.tfm(self.images[i])), self.labels[i]
+
+
+def drain(loader, epochs=1):
+    def run():
+        for _ in range(epochs): deque(loader, maxlen=0)
+    return run, epochs
+
+
+def race(entries, rounds):
+    "Seconds of one epoch of each entry in each round; the entries take turns, the first round warms up"
+    seconds = {name: [] for name in entries}
+    for _ in range(rounds + 1):
+        for name, (run, epochs) in entries.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append((time.perf_counter() - start)/epochs)
+    return {name: s[1:] for name, s in seconds.items()}
+
+
+def write_photos(folder, n, seed=0):
+    "n real JPEG files of 500×375: random views of scikit-learn's two photographs"
+    rng = np.random.default_rng(seed)
+    photos = load_sample_images().images
+    for i in range(n):
+        photo, w = photos[i % 2], int(rng.integers(350, 561))
+        h = w*375//500
+        x, y = rng.integers(0, 641 - w), rng.integers(0, 428 - h)
+        path = folder/f'class{i % 2}'/f'{i:04d}.jpg'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo[y:y+h, x:x+w]).resize((500, 375)).save(path, quality=90)
+
+
+def in_memory(n, rounds):
+    "50k×3×32×32 uint8, bs 256, shuffled: bytes out, then normalised float32 out"
+    gen = torch.Generator().manual_seed(0)
+    images, labels = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=gen), torch.randint(0, 10, (n,), generator=gen)
+    buffer = torch.empty(256, 3, 32, 32, dtype=torch.uint8)
+    def memcpy():
+        for part in images.split(256): buffer[:len(part)].copy_(part)
+    to_float = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+    raw, floats, normalise = Items(images, labels), Items(images, labels, to_float), NormalizeImages(MEAN, STD)
+    return race({
+        'torch DataLoader, 0 workers': drain(DataLoader(raw, 256, shuffle=True)),
+        'torch DataLoader, 2 workers': drain(DataLoader(raw, 256, shuffle=True, num_workers=2)),
+        'fastai, 0 workers': drain(TfmdDL(raw, 256, shuffle=True, num_workers=0)),
+        'fastai, its default (workers)': drain(TfmdDL(raw, 256, shuffle=True, num_workers=2)),
+        'TensorDataLoader': drain(TensorDataLoader(images, labels, 256, shuffle=True), 5),
+        'TensorDataLoader, reuse=True': drain(TensorDataLoader(images, labels, 256, shuffle=True, reuse=True), 5),
+        'memcpy, in order': (lambda: [memcpy() for _ in range(5)], 5),
+        'float32: torch DataLoader + v2, 0 workers': drain(DataLoader(floats, 256, shuffle=True)),
+        'float32: TensorDataLoader': drain(TensorDataLoader(images, labels, 256, shuffle=True, batch_tfm=normalise), 3),
+    }, rounds)
+
+
+def jpeg_folder(n, rounds, folder):
+    "JPEG files of 500×375 to random resized crops of 224 with flips"
+    photos = Path(folder)/'photos'
+    write_photos(photos, n)
+    to_float = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+    peer = ImageFolder(photos, to_float)
+    encoded = [Path(f).read_bytes() for f, _ in peer.samples]
+    def decode():
+        with ThreadPoolExecutor(2) as pool: deque(pool.map(simplejpeg.decode_jpeg, encoded), maxlen=0)
+    return race({
+        'jpeg float32: ImageFolder + v2, 0 workers': drain(DataLoader(peer, 64, shuffle=True)),
+        'jpeg float32: ImageFolder + v2, 2 workers': drain(DataLoader(peer, 64, shuffle=True, num_workers=2)),
+        'jpeg float32: JpegFolderLoader, 2 threads': drain(JpegFolderLoader(photos, batch_tfm=NormalizeImages(MEAN, STD))),
+        'jpeg uint8: JpegFolderLoader, 2 threads': drain(JpegFolderLoader(photos)),
+        'jpeg: decode only, 2 threads': (decode, 1),
+        'jpeg uint8: JpegFolderLoader, cached epoch': drain(JpegFolderLoader(photos, cache=Path(folder)/'cache'), CACHED_EPOCHS),
+    }, rounds)
+
+
+# (what, ours, beside, goal: ours must be at least so many times as fast)
+GOALS = [
+    ('bytes, over torch', 'TensorDataLoader', 'torch DataLoader, 0 workers', 9),
+    ('bytes, over torch, reuse=True', 'TensorDataLoader, reuse=True', 'torch DataLoader, 0 workers', 9),
+    ("bytes, over fastai's default", 'TensorDataLoader', 'fastai, its default (workers)', 20),
+    ('bytes, share of memcpy', 'TensorDataLoader', 'memcpy, in order', .65),
+    ('bytes, share of memcpy, reuse=True', 'TensorDataLoader, reuse=True', 'memcpy, in order', .65),
+    ('normalised float32, over torch + v2', 'float32: TensorDataLoader', 'float32: torch DataLoader + v2, 0 workers', 15),
+    ('JPEG to float32, over ImageFolder', 'jpeg float32: JpegFolderLoader, 2 threads', 'jpeg float32: ImageFolder + v2, 0 workers', 3),
+    ('JPEG to float32, over ImageFolder, 2 workers', 'jpeg float32: JpegFolderLoader, 2 threads', 'jpeg float32: ImageFolder + v2, 2 workers', 1.8),
+    ('JPEG to uint8, share of decode only', 'jpeg uint8: JpegFolderLoader, 2 threads', 'jpeg: decode only, 2 threads', .70),
+    ('JPEG cached epoch, over ImageFolder, 2 workers', 'jpeg uint8: JpegFolderLoader, cached epoch', 'jpeg float32: ImageFolder + v2, 2 workers', 15),
+]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--quick', action='store_true', help='fewer images and rounds; for a look, not for the record')
+    parser.add_argument('--rounds', type=int, default=None, help='interleaved rounds (7, or 3 with --quick)')
+    args = parser.parse_args()
+    rounds = args.rounds or (3 if args.quick else 7)
+    n_memory, n_jpeg = (10_000, 128) if args.quick else (50_000, 320)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    seconds = {name: (s, n_memory) for name, s in in_memory(n_memory, rounds).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        seconds |= {name: (s, n_jpeg) for name, s in jpeg_folder(n_jpeg, rounds, folder).items()}
+
+    print(f'{"loader":48} {"images/s":>12} {"slowest":>12} {"fastest":>12}')
+    speeds = {}
+    for name, (s, n) in seconds.items():
+        speeds[name] = dict(median=n/statistics.median(s), slowest=n/max(s), fastest=n/min(s))
+        print(f'{name:48} ' + ' '.join(f'{speeds[name][k]:12,.0f}' for k in ('median', 'slowest', 'fastest')))
+    print(f'\n{"ratio (median of rounds)":48} {"median":>8} {"min":>8} {"max":>8} {"goal":>6}  reached')
+    ratios = {}
+    for what, ours, beside, goal in GOALS:
+        r = [b/a for a, b in zip(seconds[ours][0], seconds[beside][0])]
+        ratios[what] = dict(median=statistics.median(r), min=min(r), max=max(r), goal=goal, reached=statistics.median(r) >= goal)
+        print(f'{what:48} {statistics.median(r):8.2f} {min(r):8.2f} {max(r):8.2f} {goal:6.2f}  {"yes" if ratios[what]["reached"] else "no"}')
+
+    versions = {p: importlib.metadata.version(p) for p in ('torch', 'torchvision', 'fastai', 'pillow', 'simplejpeg', 'numpy')}
+    record = dict(date=datetime.date.today().isoformat(), quick=args.quick, rounds=rounds, images=dict(memory=n_memory, jpeg=n_jpeg),
+                  python=platform.python_version(), cpus=os.cpu_count(), torch_threads=1, versions=versions, images_per_second=speeds, ratios=ratios)
+    out = Path(__file__).parent/'results'/'loaders.json'
+    if args.quick: print(f'\n--quick: {out.name} is left as it was')
+    else:
+        out.parent.mkdir(exist_ok=True)
+        out.write_text(json.dumps(record, indent=1) + '\n')
+        print(f'\nwritten: results/{out.name}')
+
+
+if __name__ == '__main__': main()
