@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .datasets import LabeledImages
-from .tools.batches import BatchLoader, ImageTensors, batch_transforms, draw_seed, prefetch
+from .tools.batches import BatchLoader, Buffers, ImageTensors, batch_transforms, draw_seed, prefetch
 from .tools.files import BadImage, BadImageFolder
 from .tools.photos import ImageFiles, PixelCache, usable_files
 
@@ -168,9 +168,12 @@ def batches(self: TensorDataLoader, idxs: Tensor, seed: int) -> Iterator[tuple[T
     if ds.images.device.type != 'cpu': idxs = idxs.to(ds.images.device, non_blocking=True)
     pin = self.device is not None and self.device.type == 'cuda' and ds.images.device.type == 'cpu'
     shape = (min(self.bs, len(ds)), *ds.images.shape[1:])
+    fresh = Buffers() if ds.images.device.type == 'cpu' and not pin else None # memory of batches that nothing refers to any more
     buffers = itertools.cycle([torch.empty(shape, dtype=ds.images.dtype, device=ds.images.device) for _ in range(2)] if self.reuse and not pin else [None])
     for ix, buffer in zip(self.chunks(idxs), buffers):
-        out = buffer[:len(ix)] if buffer is not None else torch.empty((len(ix), *shape[1:]), dtype=ds.images.dtype, pin_memory=True) if pin else None
+        if buffer is not None: out = buffer[:len(ix)]
+        elif fresh is not None: out = fresh.empty((len(ix), *shape[1:]), ds.images.dtype)
+        else: out = torch.empty((len(ix), *shape[1:]), dtype=ds.images.dtype, device=None if pin else ds.images.device, pin_memory=pin)
         x = torch.index_select(ds.images, 0, ix, out=out)
         if ds.labels is None: yield (x,); continue
         y = ds.labels.index_select(0, ix)
@@ -190,7 +193,7 @@ class NormalizeImages(Normalize):
                 ):
         mean, std = (torch.as_tensor(o, dtype=torch.float32).reshape(1, -1, 1, 1) for o in (mean, std))
         super().__init__(mean, std.clamp_min(1e-7))
-        self.maps = {}
+        self.maps, self.buffers = {}, Buffers()
 
     @classmethod
     def from_images(cls, images: Tensor): # uint8 [N, C, H, W], the training images
@@ -210,14 +213,15 @@ def apply(self: NormalizeImages,
     "Normalise a batch; bytes become a new float tensor that is then worked on in place; raises ValueError for other channels or types"
     if x.shape[-3] != self.mean.shape[1]: raise ValueError(f'images have {x.shape[-3]} channels, but mean and std are for {self.mean.shape[1]}.')
     if x.dtype != torch.uint8 and not x.is_floating_point(): raise ValueError(f'images are {x.dtype}, expected torch.uint8, or float from 0 to 1.')
-    key = (*x.shape[-3:], x.device, x.dtype)
+    last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    key = (*x.shape[-3:], x.device, x.dtype, last)
     if key not in self.maps:
         scale = 255. if x.dtype == torch.uint8 else 1.
         terms = -self.mean/self.std, 1/(self.std*scale)
-        self.maps = {key: [t.to(x.device)[0].expand(x.shape[-3:]).contiguous() for t in terms]} # whole maps: the loop over pixels then has no broadcasting
+        self.maps = {key: [t.to(x.device).expand(1, *x.shape[-3:]).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)[0] for t in terms]} # whole maps, in the order of the batch: no broadcasting in the loop over pixels
     add, times = self.maps[key]
     if x.dtype != torch.uint8: return torch.addcmul(add, x, times)
-    out = x.float()
+    out = self.buffers.empty(x.shape, torch.float32, last).copy_(x) if x.device.type == 'cpu' else x.float()
     return torch.addcmul(add, out, times, out=out)
 
 # %% ../nbs/03_dataloading.ipynb #e03cf050
@@ -279,14 +283,15 @@ PART = 8 # images a thread takes at a time
 @patch
 def batches(self: JpegFolderLoader, idxs: Tensor, seed: int) -> Iterator[tuple[Tensor, ...]]:
     "Fill batches in threads, some images a task; the luck of every image is drawn here, in order"
-    ds, generator = self.dataset, torch.Generator().manual_seed(seed)
+    ds, generator, buffers = self.dataset, torch.Generator().manual_seed(seed), Buffers()
     if ds.cache is not None: ds.cache.refresh()
     pin = self.device is not None and self.device.type == 'cuda'
 
     def tasks() -> Iterator[tuple]:
         for ix in self.chunks(idxs):
             luck = torch.rand(len(ix), 41, generator=generator).tolist() # mirror, then ten tries at a cut of four numbers each
-            x = torch.empty(len(ix), 3, ds.size, ds.size, dtype=torch.uint8, pin_memory=pin)
+            shape = len(ix), 3, ds.size, ds.size
+            x = torch.empty(shape, dtype=torch.uint8, pin_memory=True, memory_format=torch.channels_last) if pin else buffers.empty(shape, torch.uint8, channels_last=True)
             for start in range(0, len(ix), PART): yield x, ix.tolist(), range(start, min(start + PART, len(ix))), luck
 
     def fill(task: tuple) -> tuple:
