@@ -75,7 +75,8 @@ def run_all_cells(browser, lab, name):
     address, folder = lab
     page = browser.new_page()
     page.set_default_timeout(PATIENCE * 1000)
-    page.goto(f'{address}/lab/tree/{name}?token={TOKEN}')
+    page.goto(f'{address}/lab/workspaces/{Path(name).stem}/tree/{name}?token={TOKEN}')   # a workspace of its own: no other notebook is restored
+    page.locator('.jp-Notebook .jp-CodeCell').first.wait_for()
     page.get_by_text(IDLE).wait_for()
     page.get_by_role('menuitem', name='Run', exact=True).click()
     page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
