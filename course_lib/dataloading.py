@@ -168,12 +168,13 @@ def batches(self: TensorDataLoader, idxs: Tensor, seed: int) -> Iterator[tuple[T
     if ds.images.device.type != 'cpu': idxs = idxs.to(ds.images.device, non_blocking=True)
     pin = self.device is not None and self.device.type == 'cuda' and ds.images.device.type == 'cpu'
     shape = (min(self.bs, len(ds)), *ds.images.shape[1:])
-    fresh = Buffers() if ds.images.device.type == 'cpu' and not pin else None # memory of batches that nothing refers to any more
+    big = ds.images[:self.bs].nbytes >= 2**22 # torch keeps the memory of small batches itself, and faster
+    fresh = Buffers() if big and ds.images.device.type == 'cpu' and not pin else None # memory of batches that nothing refers to any more
     buffers = itertools.cycle([torch.empty(shape, dtype=ds.images.dtype, device=ds.images.device) for _ in range(2)] if self.reuse and not pin else [None])
     for ix, buffer in zip(self.chunks(idxs), buffers):
         if buffer is not None: out = buffer[:len(ix)]
         elif fresh is not None: out = fresh.empty((len(ix), *shape[1:]), ds.images.dtype)
-        else: out = torch.empty((len(ix), *shape[1:]), dtype=ds.images.dtype, device=None if pin else ds.images.device, pin_memory=pin)
+        else: out = torch.empty((len(ix), *shape[1:]), dtype=ds.images.dtype, pin_memory=True) if pin else None
         x = torch.index_select(ds.images, 0, ix, out=out)
         if ds.labels is None: yield (x,); continue
         y = ds.labels.index_select(0, ix)

@@ -53,11 +53,12 @@ def prefetch(work: Callable, # called as work(task), in threads
 class Buffers:
     "Memory for tensors on the CPU, given out again once no tensor refers to it; a copy starts without any"
     def __init__(self,
-                 spare: int = 4 # blocks that may wait for their next use
+                 spare: int = 4, # blocks that may wait for their next use
+                 least: int = 2**22 # smaller tensors are left to torch, bytes
                 ):
-        self.free = deque(maxlen=spare)
+        self.free, self.least = deque(maxlen=spare), least
 
-    def __reduce__(self) -> tuple: return Buffers, (self.free.maxlen,)
+    def __reduce__(self) -> tuple: return Buffers, (self.free.maxlen, self.least)
 
     def empty(self,
               shape: Sequence[int], # of the tensor
@@ -67,7 +68,8 @@ class Buffers:
         "Like `torch.empty`"
         if channels_last: return self.empty([shape[k] for k in (0, 2, 3, 1)], dtype).permute(0, 3, 1, 2)
         size = math.prod(shape) * dtype.itemsize
-        block = self.free.popleft() if self.free else None
+        if size < self.least or not size: return torch.empty(shape, dtype=dtype)
+        block = self.free.pop() if self.free else None # the last one in is still in the processor's cache
         if block is None or len(block) < size: block = np.empty(size, np.uint8) # numpy asks for huge pages, torch does not
         part = block[:size]
         weakref.finalize(part, self.free.append, block)
@@ -183,7 +185,7 @@ def __iter__(self: BatchLoader) -> Iterator[tuple[Tensor, ...]]:
     self.before_iter()
     idxs = self.get_idxs()
     if not isinstance(idxs, Tensor): idxs = torch.tensor(list(itertools.islice(iter(idxs), len(self.dataset))), dtype=torch.int64)
-    for batch in self.batches(idxs, seed): yield self.finish(batch)
+    yield from map(self.finish, self.batches(idxs, seed)) # a loop variable would keep the batch before alive, and its memory
     self.after_iter()
 
 @patch

@@ -62,7 +62,7 @@ def resize_pixels(pixels: np.ndarray, # uint8 [H, W, 3]
                   width: int # of the result, pixels
                  ) -> Tensor: # uint8 [3, height, width], channels last
     "Resize bilinearly with antialiasing, at most one level (of 255) from Pillow's result"
-    x = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    x = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())[None].permute(0, 3, 1, 2)
     return F.interpolate(x, (height, width), mode='bilinear', antialias=True)[0]
 
 # %% ../../nbs/tools/photos.ipynb #e64bf2a0
@@ -101,7 +101,7 @@ def valid_view(pixels: np.ndarray, # uint8 [H, W, 3]
               ) -> Tensor: # uint8 [3, size, size]
     "Shorter side to size/0.875, then the central square: 256 and 224"
     h, w = short_side(*pixels.shape[:2], round(size/.875))
-    x = torch.from_numpy(pixels).permute(2, 0, 1) if (h, w) == pixels.shape[:2] else resize_pixels(pixels, h, w)
+    x = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1) if (h, w) == pixels.shape[:2] else resize_pixels(pixels, h, w)
     top, left = round((h - size)/2), round((w - size)/2)
     return x[:, top:top+size, left:left+size]
 
