@@ -392,7 +392,7 @@ def stage(root: Path, # the project's folder
          ) -> None:
     "Write the copy of the project that `nbdev-docs` renders"
     for name in 'pyproject.toml', 'settings.ini': shutil.copy(root/name, into)
-    (into/'course_lib').symlink_to(root/'course_lib')
+    shutil.copytree(root/'course_lib', into/'course_lib', ignore=shutil.ignore_patterns('__pycache__')) # nbdev rewrites its index there
     for path, nb in pages.items():
         file = into/'nbs'/path
         file.parent.mkdir(parents=True, exist_ok=True)
