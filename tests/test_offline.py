@@ -21,7 +21,7 @@ def look_up(name):
     except OSError: return 'closed'
     return 'open'
 with socket.create_server(('127.0.0.1', 0)) as server, socket.create_connection(server.getsockname()): loopback = 'works'
-print(attempt(socket.SOCK_DGRAM, '1.1.1.1'), attempt(socket.SOCK_STREAM, '1.1.1.1'), look_up('pypi.org'), loopback)
+print(attempt(socket.SOCK_DGRAM, '1.1.1.1'), attempt(socket.SOCK_STREAM, '1.1.1.1'), look_up('example.com'), loopback)
 """
 CLOSED = 'closed closed closed works'
 pytestmark = pytest.mark.skipif('open' in os.environ.get('COURSE_TEST_NETWORK', ''), reason='--flags net opens the network')
