@@ -16,7 +16,8 @@ from PIL import Image
 
 from course_lib.datasets import BadImage, BadImageFolder, LabeledImages, read_image
 from course_lib.tools.cli import main
-from course_lib.tools.runs import load_run, predict_files, save_fold, small_cnn
+from course_lib.tools.models import small_cnn
+from course_lib.tools.runs import load_run, predict_files, save_fold
 
 GREY = Image.fromarray((np.arange(64).reshape(8, 8)*4).astype(np.uint8))
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8))

@@ -22,8 +22,9 @@ from pathlib import Path
 
 from ..dataloading import NormalizeImages, dataloaders
 from ..datasets import LabeledImages, digits
-from .files import image_files
-from .runs import border_level, claim_folder, make_model, pixel_stats, progress_bar, save_fold, write_whole
+from .files import image_files, write_whole
+from .models import make_model, pixel_stats
+from .runs import border_level, claim_folder, progress_bar, save_fold
 
 import fastai.callback.progress
 import fastai.callback.schedule
