@@ -16,7 +16,7 @@ HEADLESS  := $(shell [ "$$(uname)" = Darwin ] || [ -n "$$DISPLAY$$WAYLAND_DISPLA
 AS_ROOT   := $(shell [ "$$(id -u)" != 0 ] || echo --allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test train docs bench export outputs clean
+.PHONY: help lab test train docs bench weights export outputs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
@@ -46,6 +46,9 @@ docs: $(READY) ## render the pages into _docs/ (Quarto if it is there, else nbco
 
 bench: $(READY) ## time us against the alternatives, side by side
 	@set -e; for f in benchmarks/*.py; do echo "$$f"; $(BIN)/python $$f; done
+
+weights: $(READY) ## train the weights that come with the package again (a few minutes), and the table of lesson 05 (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -c 'from course_lib.transfer import pretrain_glyphnet, store_transfer; print(f"accuracy on fonts held out: {pretrain_glyphnet():.4f}"); store_transfer()'
 
 export: $(READY) ## write course_lib/ and README.md from the notebooks
 	$(BIN)/nbdev-export

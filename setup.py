@@ -24,7 +24,7 @@ setup(
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     install_requires=lines(cfg['requirements']), extras_require=extras,
     packages=find_packages(include=['course_lib', 'course_lib.*']) + list(notebooks), package_dir=notebooks,
-    package_data={'course_lib': ['weights/*.safetensors', 'exercises/*.json'], **{name: ['*.ipynb'] for name in notebooks}},
+    package_data={'course_lib': ['weights/*.safetensors', 'results/*.csv', 'exercises/*.json'], **{name: ['*.ipynb'] for name in notebooks}},
     entry_points={'console_scripts': ['course_lib = course_lib.tools.cli:main'],
                   'nbdev': ['course_lib = course_lib._modidx:d']},
 )
