@@ -7,13 +7,17 @@ Docs: https://OWNER.github.io/course_lib/tools/models.html.md"""
 # %% auto #0
 __all__ = ['small_cnn', 'make_model', 'pixel_stats', 'standardise']
 
-# %% ../../nbs/tools/models.ipynb #fe91dc19
+# %% ../../nbs/tools/models.ipynb #fd7ea786
+import contextlib
 import difflib
+import socket
+from urllib.parse import urlparse
+from urllib.request import getproxies
 
 import torch
 from torch import Tensor, nn
 
-# %% ../../nbs/tools/models.ipynb #ae5a38ba
+# %% ../../nbs/tools/models.ipynb #09cf0254
 def small_cnn(n_classes: int, # scores to give
               channels: int = 1, # 1 grey, 3 RGB
               size: int = 8, # side of the images, pixels
@@ -30,16 +34,18 @@ def _conv(n_in: int, n_out: int) -> list[nn.Module]:
     "3×3 convolution, batch normalisation, ReLU"
     return [nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)]
 
-# %% ../../nbs/tools/models.ipynb #24d91200
-def make_model(arch: str, # 'smallcnn' or a name from timm.list_models()
+# %% ../../nbs/tools/models.ipynb #7b02ece2
+def make_model(arch: str, # 'smallcnn' or a name from timm.list_models(); with a tag, such as 'resnet18.a1_in1k', particular weights
                n_classes: int, # scores to give
                channels: int, # 1 or 3
-               size: int # side of the images, pixels
-              ) -> nn.Module: # untrained
-    "Build a model by name; raises ValueError for an unknown name or a size that the model cannot take"
+               size: int, # side of the images, pixels
+               pretrained: bool = False # load timm's weights for it? The last layer is new unless the classes are as many
+              ) -> nn.Module: # in train mode
+    "Build a model by name; raises ValueError for an unknown name, a size that the model cannot take or weights that do not exist, ConnectionError where they cannot be had"
+    if arch == 'smallcnn' and pretrained: raise ValueError("'smallcnn' has no pretrained weights; pass pretrained=False, or arch='glyphnet' (after import course_lib.transfer), whose weights are part of the course.")
     if arch == 'smallcnn': return small_cnn(n_classes, channels, size)
     import timm
-    known = timm.list_models()
+    known = timm.list_pretrained() if '.' in arch else timm.list_models() # 'resnet18.a1_in1k' names a set of weights, too
     if arch not in known:
         near = ', '.join(difflib.get_close_matches(arch, ['smallcnn', *known], 3, .5)) or 'smallcnn'
         raise ValueError(f'unknown arch {arch!r}. Did you mean: {near}? All names: smallcnn and timm.list_models().')
@@ -48,22 +54,43 @@ def make_model(arch: str, # 'smallcnn' or a name from timm.list_models()
         with torch.inference_mode(): model.eval()(torch.zeros(2, channels, size, size))
     except Exception as e:
         raise ValueError(f'{arch} cannot take {channels}×{size}×{size} images ({type(e).__name__}: {e}). Try a larger --size, such as 64 or 224, or --arch smallcnn.') from None
-    return model.train()
+    return (_with_weights(arch, size, num_classes=n_classes, in_chans=channels) if pretrained else model).train()
 
-def _timm_model(arch: str, size: int, **kwargs) -> nn.Module:
+def _timm_model(arch: str, size: int, pretrained: bool = False, **kwargs) -> nn.Module:
     "timm's model; transformers must be told the size, convolutional networks do not take it"
     import timm
-    try: return timm.create_model(arch, pretrained=False, img_size=size, **kwargs)
-    except TypeError: return timm.create_model(arch, pretrained=False, **kwargs)
+    try: return timm.create_model(arch, pretrained=pretrained, img_size=size, **kwargs)
+    except TypeError: return timm.create_model(arch, pretrained=pretrained, **kwargs)
 
-# %% ../../nbs/tools/models.ipynb #f95898ab
+def _with_weights(arch: str, size: int, **kwargs) -> nn.Module:
+    "timm's model with its weights; that it can be built is known by now, so what fails here is the fetching"
+    import timm
+    if not timm.is_model_pretrained(arch): raise ValueError(f'timm has no weights for {arch!r}; pass pretrained=False, or a name from timm.list_models(pretrained=True).')
+    try:
+        with _no_waiting(): return _timm_model(arch, size, pretrained=True, **kwargs)
+    except Exception as e:
+        why = f'{type(e).__name__}: {e}'.splitlines()[0][:200]
+        raise ConnectionError(f"could not get the weights of {arch!r} ({why}). Connect to the network and try again, or use arch='glyphnet', whose weights are part of the course, or pretrained=False.") from None
+
+@contextlib.contextmanager
+def _no_waiting():
+    "Where the host of the weights cannot be reached, read the cache alone: its client would try for most of a minute"
+    from huggingface_hub import constants
+    before = constants.HF_HUB_OFFLINE
+    if not getproxies(): # a proxy may reach what we cannot
+        try: socket.create_connection((urlparse(constants.ENDPOINT).hostname, 443), 3).close()
+        except OSError: constants.HF_HUB_OFFLINE = True
+    try: yield
+    finally: constants.HF_HUB_OFFLINE = before
+
+# %% ../../nbs/tools/models.ipynb #c5217d63
 def pixel_stats(images: Tensor # uint8 [N, C, H, W]
                ) -> tuple[list[float], list[float]]: # (mean, std) a channel, of pixels scaled to 0..1
     "Mean and standard deviation of each channel; a flat channel gets 1, so that nothing is divided by zero"
     x = images.transpose(0, 1).flatten(1).double()/255
     return x.mean(1).tolist(), [s if s > 1e-6 else 1. for s in x.std(1, correction=0).tolist()]
 
-# %% ../../nbs/tools/models.ipynb #80f2fcc6
+# %% ../../nbs/tools/models.ipynb #79c6f4cd
 def standardise(x: Tensor, # [B, C, H, W], 0..1
                 mean: list[float], # one a channel
                 std: list[float] # one a channel
