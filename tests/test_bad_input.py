@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from course_lib.datasets import BadImage, BadImageFolder, LabeledImages, read_image
+from course_lib.modules import save_weights
 from course_lib.tools.cli import main
 from course_lib.tools.models import small_cnn
-from course_lib.tools.runs import load_run, predict_files, save_fold
+from course_lib.tools.runs import load_run, predict_files
 
 GREY = Image.fromarray((np.arange(64).reshape(8, 8)*4).astype(np.uint8))
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8))
@@ -77,7 +78,7 @@ def run(tmp_path):
     out = tmp_path/'run'
     out.mkdir()
     torch.manual_seed(0)
-    save_fold(small_cnn(2), out/'model-0.safetensors')
+    save_weights(small_cnn(2), out/'model-0.safetensors')
     fold = dict(weights='model-0.safetensors', mean=[.5], std=[.3])
     config = dict(format=1, arch='smallcnn', classes=['a', 'b'], channels=1, size=8, resize='letterbox', border=[100., 80.], folds=[fold])
     (out/'config.json').write_text(json.dumps(config))
@@ -247,7 +248,7 @@ def test_predict_without_a_run(shell, tmp_path):
     (lambda run: (run/'config.json').write_text('{"format": 1'), 'config.json is damaged'),
     (lambda run: (run/'model-0.safetensors').unlink(), 'model-0.safetensors is missing'),
     (lambda run: (run/'model-0.safetensors').write_bytes(b'x'*100), 'model-0.safetensors is damaged'),
-    (lambda run: save_fold(small_cnn(3), run/'model-0.safetensors'), 'does not fit')], ids=['json', 'missing', 'damaged', 'other model'])
+    (lambda run: save_weights(small_cnn(3), run/'model-0.safetensors'), 'does not fit')], ids=['json', 'missing', 'damaged', 'other model'])
 def test_predict_with_a_spoilt_run(run, shell, tmp_path, spoil, word):
     GREY.save(tmp_path/'good.png')
     spoil(run)

@@ -6,7 +6,8 @@ Docs: https://OWNER.github.io/course_lib/tools/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'FOLDER', 'explain', 'main', 'debugging', 'options', 'start', 'lab_command', 'has_screen', 'lab', 'check',
-           'progress', 'doctor', 'next_folder', 'train', 'one_thread', 'report', 'predict']
+           'progress', 'doctor', 'next_folder', 'train', 'given_options', 'planned_run', 'one_thread', 'report',
+           'predict']
 
 # %% ../../nbs/tools/cli.ipynb #f8f6ec2d
 import os
@@ -22,7 +23,7 @@ import typer
 app = typer.Typer(name='course_lib', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   context_settings={'help_option_names': ['-h', '--help']}, rich_markup_mode=None)
 
-# %% ../../nbs/tools/cli.ipynb #15c780c2
+# %% ../../nbs/tools/cli.ipynb #482bcddc
 def explain(error: Exception # what a command raised
            ) -> str: # one message for the shell
     "Put an error into words: our own messages as they are, the system's with its file, anything else named as unexpected"
@@ -30,7 +31,7 @@ def explain(error: Exception # what a command raised
     if type(error).__name__ == 'OutOfMemoryError': return 'the GPU has too little memory for this job; use a smaller --bs or --size, or --device cpu.'
     if isinstance(error, MemoryError): return 'the machine has too little memory for this job; use a smaller --bs or --size.'
     if type(error).__name__ == 'BadImageFolder': return str(error).replace("pass on_error='skip'", 'use --on-error skip')
-    if isinstance(error, (ValueError, TypeError, OSError, ImportError)) or type(error).__name__ == 'CourseError': return str(error)
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError)) or type(error).__name__ in ('CourseError', 'CheckpointError'): return str(error)
     return f'{type(error).__name__}: {error}\nThis was not expected. To see where it happened: course_lib --debug ...'
 
 # %% ../../nbs/tools/cli.ipynb #d7652a43
@@ -164,10 +165,12 @@ def next_folder(name: str, # of the data
     taken = {p.name for p in Path(root).glob('*')} if Path(root).is_dir() else set()
     return Path(root)/next(f'{name}-{n}' for n in range(1, len(taken) + 2) if f'{name}-{n}' not in taken)
 
-# %% ../../nbs/tools/cli.ipynb #5a026489
+# %% ../../nbs/tools/cli.ipynb #7466d846
 @app.command()
-def train(data: Annotated[str, typer.Option(metavar='digits|DIR', help='The embedded digits, or a folder with one subfolder of images a class.')] = 'digits',
-          arch: Annotated[str, typer.Option(help="'smallcnn', or any model name of timm (untrained).")] = 'smallcnn',
+def train(ctx: typer.Context,
+          data: Annotated[str, typer.Option(metavar='digits|DIR', help='The embedded digits, or a folder with one subfolder of images a class.')] = 'digits',
+          arch: Annotated[str, typer.Option(help="'smallcnn', 'glyphnet', or any model name of timm.")] = 'smallcnn',
+          pretrained: Annotated[bool | None, typer.Option(help="Start from trained weights? By default only where they come with the package: glyphnet. Others may be downloaded.")] = None,
           folds: Annotated[int, typer.Option(min=2, help='Number of folds, and of models.')] = 5,
           epochs: Annotated[int, typer.Option(min=1, help='Passes over the training images of a fold.')] = 30,
           out: Annotated[Path | None, typer.Option(metavar='DIR', help='Run folder to make; the next free runs/NAME-N by default.')] = None,
@@ -178,21 +181,49 @@ def train(data: Annotated[str, typer.Option(metavar='digits|DIR', help='The embe
           bs: Annotated[int, typer.Option(min=2, help='Images a batch.')] = 128,
           lr: Annotated[float | None, typer.Option(min=0, help='Highest learning rate of the one-cycle schedule; 0.012 for smallcnn and 0.002 for others by default.')] = None,
           device: Annotated[Literal['auto', 'cpu', 'cuda', 'mps'], typer.Option(help='Where to train; auto takes a CUDA GPU if there is one.')] = 'auto',
-          on_error: Annotated[Literal['raise', 'skip'], typer.Option(help='What to do with files that are no good: stop and name them all, or name them and go on.')] = 'raise') -> None:
+          on_error: Annotated[Literal['raise', 'skip'], typer.Option(help='What to do with files that are no good: stop and name them all, or name them and go on.')] = 'raise',
+          resume: Annotated[bool, typer.Option('--resume', help='Go on with a run that was interrupted: that of --out, or the newest one in runs/. It keeps its own options.')] = False) -> None:
     """Train a model on k folds and write a run folder: weights, scores, figures, model card.
 
     The digits are scored twice: with shuffled folds, and with folds by writer (the honest score for a new writer; its models are saved). A folder is scored with shuffled folds, and by --groups if given.
     """
     from course_lib.tools.folds import Settings, open_source, train_run
     from course_lib.tools.runs import pick_device
-    s = Settings(arch, folds, epochs, bs, lr or (.012 if arch == 'smallcnn' else .002), seed, resize, pick_device(device))
-    source = open_source(data, size, s, on_error, groups)
+    if resume: out, s, opened = planned_run(out, given_options(ctx))
+    else: s = Settings(arch, folds, epochs, bs, lr or (.012 if arch == 'smallcnn' else .002), seed, resize, pick_device(device), arch == 'glyphnet' if pretrained is None else pretrained)
+    source = open_source(**opened, s=s) if resume else open_source(data, size, s, on_error, groups)
     for file, why in source.data.meta.attrs.get('skipped', {}).items(): typer.echo(f'left out {file}: {why}', err=True)
     if s.device == 'cpu' and source.data.images.shape[-1] <= 32: one_thread()
     out = out or next_folder(source.name)
-    typer.echo(f'{source.data} -> {out} ({arch}, {folds} folds, {s.device})')
+    typer.echo(f'{source.data} -> {out} ({s.arch}, {s.folds} folds, {s.device}{", resumed" if resume else ""})')
     if source.groups is None: typer.echo('Only shuffled folds: nothing is known about where the images come from (--groups COLUMN says it).')
-    report(train_run(source, out, s, typer.echo), out)
+    report(train_run(source, out, s, typer.echo, resume), out)
+
+# %% ../../nbs/tools/cli.ipynb #72100343
+def given_options(ctx: typer.Context # of a command
+                 ) -> dict: # name -> value
+    "The options that were typed, without the defaults"
+    return {k: v for k, v in ctx.params.items() if ctx.get_parameter_source(k).name == 'COMMANDLINE' and k not in ('out', 'resume')}
+
+def planned_run(out: Path | None, # folder, or None for the newest unfinished one
+                given: dict # options that were typed
+               ): # (folder, Settings, arguments of open_source)
+    "What an unfinished run was begun with; raises ValueError where a given option differs"
+    from course_lib.tools.folds import Settings
+    from course_lib.tools.resume import newest_unfinished, read_plan
+    from course_lib.tools.runs import pick_device
+    out = out or newest_unfinished()
+    plan = read_plan(out)
+    begun = {**plan['settings'], **plan['source']}
+    typed = {dict(data='where', groups='column').get(k, k): v for k, v in given.items()}
+    if typed.get('where', 'digits') != 'digits': typed['where'] = str(Path(typed['where']).expanduser().resolve())
+    if typed.get('device') == 'auto': typed.pop('device')
+    for name, value in typed.items():
+        if value != begun.get(name): raise ValueError(f'--{name} {value}: the run in {out} was begun with {begun.get(name)}. Leave the option out, or begin a new run without --resume.')
+    try: s = Settings(**plan['settings'])
+    except TypeError as e: raise ValueError(f'{out}/run.json is of another version of course_lib ({e}). Begin a new run without --resume.') from None
+    pick_device(s.device)
+    return out, s, plan['source']
 
 # %% ../../nbs/tools/cli.ipynb #b96dbd35
 def one_thread() -> None:
