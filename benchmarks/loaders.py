@@ -6,15 +6,7 @@ Every table is one interleaved race: the entries take turns, round after round, 
 Printed are medians of the ratios within a round, with their smallest and largest value, and the median in processor time,
 which says how much work is saved where other programs take the processor away. It does not count what threads gain. Results go to results/loaders.json.
 """
-import argparse
-import datetime
-import importlib.metadata
-import json
-import os
-import platform
-import statistics
 import tempfile
-import time
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +17,7 @@ warnings.filterwarnings('ignore')
 import numpy as np
 import simplejpeg
 import torch
+from _racing import options, race, ratios, save, speeds
 from fastai.data.core import TfmdDL
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -46,21 +39,8 @@ class Items(Dataset):
 
 
 def drain(loader, epochs=1):
-    def run():
-        for _ in range(epochs): deque(loader, maxlen=0)
-    return run, epochs
-
-
-def race(entries, rounds):
-    "(seconds, processor seconds) of one epoch of each entry in each round; the entries take turns, the first round warms up"
-    def clocks(): return time.perf_counter(), time.process_time() + sum(os.times()[2:4]) # and of worker processes that ended
-    seconds = {name: [] for name in entries}
-    for _ in range(rounds + 1):
-        for name, (run, epochs) in entries.items():
-            start = clocks()
-            run()
-            seconds[name].append([(b - a)/epochs for a, b in zip(start, clocks())])
-    return {name: s[1:] for name, s in seconds.items()}
+    "One run is one epoch; so many of them are timed together"
+    return lambda: deque(loader, maxlen=0), epochs
 
 
 def write_photos(folder, n, seed=0):
@@ -92,7 +72,7 @@ def in_memory(n, rounds):
         'fastai, its default (workers)': drain(TfmdDL(raw, 256, shuffle=True, num_workers=2)),
         'TensorDataLoader': drain(TensorDataLoader(images, labels, 256, shuffle=True), 5),
         'TensorDataLoader, reuse=True': drain(TensorDataLoader(images, labels, 256, shuffle=True, reuse=True), 5),
-        'memcpy, in order': (lambda: [memcpy() for _ in range(5)], 5),
+        'memcpy, in order': (memcpy, 5),
         'float32: torch DataLoader + v2, 0 workers': drain(DataLoader(floats, 256, shuffle=True)),
         'float32: TensorDataLoader': drain(TensorDataLoader(images, labels, 256, shuffle=True, batch_tfm=normalise), 3),
     }, rounds)
@@ -112,7 +92,7 @@ def jpeg_folder(n, rounds, folder):
         'jpeg float32: ImageFolder + v2, 2 workers': drain(DataLoader(peer, 64, shuffle=True, num_workers=2)),
         'jpeg float32: JpegFolderLoader, 2 threads': drain(JpegFolderLoader(photos, batch_tfm=NormalizeImages(MEAN, STD))),
         'jpeg uint8: JpegFolderLoader, 2 threads': drain(JpegFolderLoader(photos)),
-        'jpeg: decode only, 2 threads': (decode, 1),
+        'jpeg: decode only, 2 threads': decode,
         'jpeg uint8: JpegFolderLoader, cached epoch': drain(JpegFolderLoader(photos, cache=Path(folder)/'cache'), CACHED_EPOCHS),
     }, rounds)
 
@@ -133,40 +113,14 @@ GOALS = [
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--quick', action='store_true', help='fewer images and rounds; for a look, not for the record')
-    parser.add_argument('--rounds', type=int, default=None, help='interleaved rounds (7, or 3 with --quick)')
-    args = parser.parse_args()
-    rounds = args.rounds or (3 if args.quick else 7)
-    n_memory, n_jpeg = (10_000, 128) if args.quick else (50_000, 320)
+    rounds, quick = options(__doc__, 7, 3, 'images')
+    n_memory, n_jpeg = (10_000, 128) if quick else (50_000, 320)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    seconds = {name: (s, n_memory) for name, s in in_memory(n_memory, rounds).items()}
-    with tempfile.TemporaryDirectory() as folder:
-        seconds |= {name: (s, n_jpeg) for name, s in jpeg_folder(n_jpeg, rounds, folder).items()}
-
-    print(f'{"loader":48} {"images/s":>12} {"slowest":>12} {"fastest":>12}')
-    speeds = {}
-    for name, (s, n) in seconds.items():
-        s = [wall for wall, _ in s]
-        speeds[name] = dict(median=n/statistics.median(s), slowest=n/max(s), fastest=n/min(s))
-        print(f'{name:48} ' + ' '.join(f'{speeds[name][k]:12,.0f}' for k in ('median', 'slowest', 'fastest')))
-    print(f'\n{"ratio (median of rounds)":48} {"median":>8} {"min":>8} {"max":>8} {"goal":>6}  {"reached":8} {"in processor time":>18}')
-    ratios = {}
-    for what, ours, beside, goal in GOALS:
-        r, cpu = ([b[k]/a[k] for a, b in zip(seconds[ours][0], seconds[beside][0])] for k in (0, 1))
-        ratios[what] = dict(median=statistics.median(r), min=min(r), max=max(r), goal=goal, reached=statistics.median(r) >= goal, processor=statistics.median(cpu))
-        print(f'{what:48} {statistics.median(r):8.2f} {min(r):8.2f} {max(r):8.2f} {goal:6.2f}  {"yes" if ratios[what]["reached"] else "no":8} {statistics.median(cpu):18.2f}')
-
-    versions = {p: importlib.metadata.version(p) for p in ('torch', 'torchvision', 'fastai', 'pillow', 'simplejpeg', 'numpy')}
-    record = dict(date=datetime.date.today().isoformat(), quick=args.quick, rounds=rounds, images=dict(memory=n_memory, jpeg=n_jpeg),
-                  python=platform.python_version(), cpus=os.cpu_count(), torch_threads=1, versions=versions, images_per_second=speeds, ratios=ratios)
-    out = Path(__file__).parent/'results'/'loaders.json'
-    if args.quick: print(f'\n--quick: {out.name} is left as it was')
-    else:
-        out.parent.mkdir(exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + '\n')
-        print(f'\nwritten: results/{out.name}')
+    seconds = in_memory(n_memory, rounds)
+    with tempfile.TemporaryDirectory() as folder: seconds |= jpeg_folder(n_jpeg, rounds, folder)
+    save('loaders', quick, ('torch', 'torchvision', 'fastai', 'pillow', 'simplejpeg', 'numpy'), rounds=rounds, images=dict(memory=n_memory, jpeg=n_jpeg),
+         images_per_second=speeds(seconds, 'images/s', lambda name, wall: (n_jpeg if 'jpeg' in name else n_memory)/wall, 0), ratios=ratios(seconds, GOALS))
 
 
 if __name__ == '__main__': main()

@@ -8,21 +8,13 @@ which says how much work is saved where other programs take the processor away. 
 query, so it ranks fewer of them, and SciPy's bootstrap with scikit-learn's F1 draws fewer resamples; both are timed per
 query and per resample. Results go to results/metrics.json.
 """
-import argparse
-import datetime
-import importlib.metadata
-import json
-import os
-import platform
-import statistics
-import time
 import warnings
-from pathlib import Path
 
 warnings.filterwarnings('ignore')
 
 import numpy as np
 import torch
+from _racing import options, race, ratios, save, speeds
 from scipy import stats
 from sklearn import metrics as sk
 from torchmetrics import MetricCollection
@@ -32,18 +24,6 @@ from torchmetrics.functional.classification import multiclass_auroc
 
 from course_lib.metrics import (accuracy, average_precision, bootstrap_ci, classification_scores, f1_score, mean_average_precision,
                                 mrr, ndcg, precision, ranking_scores, recall, roc_auc)
-
-
-def race(entries, rounds):
-    "(seconds, processor seconds) of each entry in each round; the entries take turns, the first round warms up"
-    def clocks(): return time.perf_counter(), time.process_time()
-    seconds = {name: [] for name in entries}
-    for _ in range(rounds + 1):
-        for name, (run, times) in entries.items():
-            start = clocks()
-            for _ in range(times): run()
-            seconds[name].append([(b - a)/times for a, b in zip(start, clocks())])
-    return {name: s[1:] for name, s in seconds.items()}
 
 
 def agree(name, ours, theirs, eps=1e-6):
@@ -144,48 +124,23 @@ GOALS = [
     ('NDCG, over scikit-learn', 'ndcg: ours', 'ndcg: scikit-learn', None),
     ('MRR, over torchmetrics', 'mrr: ours', 'mrr: torchmetrics', 100),
     ('MAP, over torchmetrics', 'mean_average_precision: ours', 'mean_average_precision: torchmetrics', 100),
+    ('all three rankings, over torchmetrics', 'all three: ours, one sort', 'all three: torchmetrics', None),
     ('bootstrap of accuracy, over SciPy', 'bootstrap of accuracy: ours', 'bootstrap of accuracy: SciPy, vectorised', None),
     ('bootstrap of macro F1, over SciPy', 'bootstrap of macro F1: ours', 'bootstrap of macro F1: SciPy with scikit-learn', None),
 ]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--quick', action='store_true', help='fewer rows and rounds; for a look, not for the record')
-    parser.add_argument('--rounds', type=int, default=None, help='interleaved rounds (5, or 2 with --quick)')
-    args = parser.parse_args()
-    rounds = args.rounds or (2 if args.quick else 5)
-    sizes = dict(rows=100_000, queries=10_000, queries_loop=300, bootstrap_rows=2000, resamples=300, resamples_loop=20) if args.quick else \
+    rounds, quick = options(__doc__, 5, 2, 'rows')
+    sizes = dict(rows=100_000, queries=10_000, queries_loop=300, bootstrap_rows=2000, resamples=300, resamples_loop=20) if quick else \
             dict(rows=1_000_000, queries=100_000, queries_loop=2000, bootstrap_rows=2000, resamples=1000, resamples_loop=100)
     torch.set_num_threads(1)
     seconds = classification(sizes['rows'], rounds)
     seconds |= ranking(sizes['queries'], sizes['queries_loop'], rounds)
     seconds |= bootstrap(sizes['bootstrap_rows'], sizes['resamples'], sizes['resamples_loop'], rounds)
     seconds['all three: torchmetrics'] = [[sum(o) for o in zip(*each)] for each in zip(*(seconds[f'{name}: torchmetrics'] for name in ('mrr', 'mean_average_precision', 'ndcg')))]
-    goals = [*GOALS, ('all three rankings, over torchmetrics', 'all three: ours, one sort', 'all three: torchmetrics', None)]
-
-    print(f'{"milliseconds (rankings: a query; bootstrap: a resample)":56} {"median":>10} {"fastest":>10} {"slowest":>10}')
-    milliseconds = {}
-    for name, s in seconds.items():
-        s = [1000*wall for wall, _ in s]
-        milliseconds[name] = dict(median=statistics.median(s), fastest=min(s), slowest=max(s))
-        print(f'{name:56} ' + ' '.join(f'{v:10.4f}' for v in milliseconds[name].values()))
-    print(f'\n{"ratio (median of rounds)":56} {"median":>8} {"min":>8} {"max":>8} {"goal":>6}  {"reached":8} {"in processor time":>18}')
-    ratios = {}
-    for what, ours, beside, goal in goals:
-        r, cpu = ([b[k]/a[k] for a, b in zip(seconds[ours], seconds[beside])] for k in (0, 1))
-        ratios[what] = dict(median=statistics.median(r), min=min(r), max=max(r), goal=goal, reached=None if goal is None else statistics.median(r) >= goal, processor=statistics.median(cpu))
-        print(f'{what:56} {statistics.median(r):8.2f} {min(r):8.2f} {max(r):8.2f} {goal or "":>6}  {dict([(None, ""), (True, "yes"), (False, "no")])[ratios[what]["reached"]]:8} {statistics.median(cpu):18.2f}')
-
-    versions = {p: importlib.metadata.version(p) for p in ('torch', 'scikit-learn', 'torchmetrics', 'scipy', 'numpy')}
-    record = dict(date=datetime.date.today().isoformat(), quick=args.quick, rounds=rounds, sizes=sizes, python=platform.python_version(),
-                  cpus=os.cpu_count(), torch_threads=1, versions=versions, milliseconds=milliseconds, ratios=ratios)
-    out = Path(__file__).parent/'results'/'metrics.json'
-    if args.quick: print(f'\n--quick: {out.name} is left as it was')
-    else:
-        out.parent.mkdir(exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + '\n')
-        print(f'\nwritten: results/{out.name}')
+    save('metrics', quick, ('torch', 'scikit-learn', 'torchmetrics', 'scipy', 'numpy'), rounds=rounds, sizes=sizes,
+         milliseconds=speeds(seconds, 'milliseconds (rankings: a query; bootstrap: a resample)'), ratios=ratios(seconds, GOALS))
 
 
 if __name__ == '__main__': main()

@@ -10,15 +10,7 @@ The entries take turns, round after round, in one process with one thread and no
 within a round, with their smallest and largest value, and the median in processor time, which other programs disturb less.
 Results go to results/tta.json.
 """
-import argparse
-import datetime
-import importlib.metadata
-import json
-import os
-import platform
-import statistics
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
@@ -28,6 +20,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+from _racing import options, race, ratios, save, speeds
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import nn
@@ -76,20 +69,6 @@ def write_photos(folder, n, seed=0):
 def tiny(): return nn.Sequential(nn.Conv2d(3, 8, 7, 4, 3), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
 
 
-def clocks(): return time.perf_counter(), time.process_time()
-
-
-def race(entries, rounds):
-    "(seconds, processor seconds) of each entry in each round; the entries take turns, the first round warms up"
-    seconds = {name: [] for name in entries}
-    for _ in range(rounds + 1):
-        for name, run in entries.items():
-            start = clocks()
-            run()
-            seconds[name].append([b - a for a, b in zip(start, clocks())])
-    return {name: s[1:] for name, s in seconds.items()}
-
-
 def entries_of(net, photos):
     "fastai's TTA; ours on fastai's own loader; ours on our loader"
     view = ViewOfPass()
@@ -114,21 +93,14 @@ FLOAT_VIEWS = [lambda x, v=v: v(x.float()/255) for v in VIEWS]
 
 
 # (what, ours, beside, goal: ours must be at least so many times as fast)
-GOALS = [
-    ('decoding dominates, same loader', "tta_predict on fastai's loader", 'fastai learn.tta', 2.5),
-    ('decoding dominates, our loader', 'tta_predict on JpegFolderLoader', 'fastai learn.tta', 2.5),
-    ('network dominates, same loader', "tta_predict on fastai's loader", 'fastai learn.tta', 1.1),
-    ('network dominates, our loader', 'tta_predict on JpegFolderLoader', 'fastai learn.tta', 1.1),
-]
+GOALS = [(f'{regime}, {loader} loader', f'{regime}: tta_predict on {whose}', f'{regime}: fastai learn.tta', goal)
+         for regime, goal in (('decoding dominates', 2.5), ('network dominates', 1.1))
+         for loader, whose in (('same', "fastai's loader"), ('our', 'JpegFolderLoader'))]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--quick', action='store_true', help='fewer images and rounds; for a look, not for the record')
-    parser.add_argument('--rounds', type=int, default=None, help='interleaved rounds (7, or 2 with --quick)')
-    args = parser.parse_args()
-    rounds = args.rounds or (2 if args.quick else 7)
-    counts = {'decoding dominates': 32 if args.quick else 96, 'network dominates': 8 if args.quick else 24}
+    rounds, quick = options(__doc__, 7, 2, 'images')
+    counts = {'decoding dominates': 32 if quick else 96, 'network dominates': 8 if quick else 24}
     torch.set_num_threads(1)
     torch.manual_seed(0)
     seconds, gaps = {}, {}
@@ -139,33 +111,9 @@ def main():
             stock, ours = (entries[name]() for name in ('fastai learn.tta', "tta_predict on fastai's loader"))
             gaps[regime] = float((stock - ours).abs().max())
             assert gaps[regime] < 1e-4, f'{regime}: the two differ by {gaps[regime]}'
-            seconds[regime] = race(entries, rounds)
-
-    print(f'{"":52} {"images/s":>9} {"slowest":>9} {"fastest":>9}')
-    speeds = {}
-    for regime, table in seconds.items():
-        n = counts[regime]
-        for name, s in table.items():
-            s = [wall for wall, _ in s]
-            speeds[f'{regime}: {name}'] = dict(median=n/statistics.median(s), slowest=n/max(s), fastest=n/min(s))
-            print(f'{regime + ": " + name:52} ' + ' '.join(f'{speeds[f"{regime}: {name}"][k]:9.1f}' for k in ('median', 'slowest', 'fastest')))
-    print(f'\n{"ratio (median of rounds)":36} {"median":>8} {"min":>8} {"max":>8} {"goal":>6}  {"reached":8} {"in processor time":>18}')
-    ratios = {}
-    for what, ours, beside, goal in GOALS:
-        table = seconds[what.split(',')[0]]
-        r, cpu = ([b[k]/a[k] for a, b in zip(table[ours], table[beside])] for k in (0, 1))
-        ratios[what] = dict(median=statistics.median(r), min=min(r), max=max(r), goal=goal, reached=statistics.median(r) >= goal, processor=statistics.median(cpu))
-        print(f'{what:36} {statistics.median(r):8.2f} {min(r):8.2f} {max(r):8.2f} {goal:6.2f}  {"yes" if ratios[what]["reached"] else "no":8} {statistics.median(cpu):18.2f}')
-
-    versions = {p: importlib.metadata.version(p) for p in ('torch', 'torchvision', 'fastai', 'timm', 'pillow', 'simplejpeg', 'numpy')}
-    record = dict(date=datetime.date.today().isoformat(), quick=args.quick, rounds=rounds, images=counts, views=5, largest_difference=gaps, python=platform.python_version(),
-                  cpus=os.cpu_count(), torch_threads=1, versions=versions, images_per_second=speeds, ratios=ratios)
-    out = Path(__file__).parent/'results'/'tta.json'
-    if args.quick: print(f'\n--quick: {out.name} is left as it was')
-    else:
-        out.parent.mkdir(exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + '\n')
-        print(f'\nwritten: results/{out.name}')
+            seconds |= {f'{regime}: {name}': s for name, s in race(entries, rounds).items()}
+    save('tta', quick, ('torch', 'torchvision', 'fastai', 'timm', 'pillow', 'simplejpeg', 'numpy'), rounds=rounds, images=counts, views=5, largest_difference=gaps,
+         images_per_second=speeds(seconds, 'images/s', lambda name, wall: counts[name.split(':')[0]]/wall, 1), ratios=ratios(seconds, GOALS))
 
 
 if __name__ == '__main__': main()

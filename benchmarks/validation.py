@@ -7,22 +7,15 @@ Printed are medians of the ratios within a round, with their smallest and larges
 which does not count what other programs take. All entries of a race train the same networks on the same batches (fastai
 draws other orders), and the race stops if their predictions differ by more than rounding. Results go to results/validation.json.
 """
-import argparse
-import datetime
-import importlib.metadata
-import json
-import os
-import platform
 import statistics
-import time
 import warnings
 from functools import partial
-from pathlib import Path
 
 warnings.filterwarnings('ignore')
 
 import torch
 import torch.nn.functional as F
+from _racing import options, race, save
 from course_lib.dataloading import TensorDataLoader
 from course_lib.datasets import digits
 from course_lib.validation import kfold, make_folds, vmap_cross_validate
@@ -106,19 +99,15 @@ def fastai_learners(make, X, y, pairs, seeds, epochs, own_loader):
     return probs
 
 
-def race(entries, rounds, rounding=1e-3):
-    "(seconds, processor seconds) of each entry in each round; the first round warms up and compares the predictions"
-    seconds, expected = {name: [] for name in entries}, None
-    for r in range(rounds + 1):
-        for name, run in entries.items():
-            start = time.perf_counter(), time.process_time()
-            probs = torch.as_tensor(run())
-            seconds[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
-            if r or 'fastai' in name: continue
-            expected = probs if expected is None else expected
-            worst = (probs - expected).abs().max().item()
-            if worst > rounding: raise SystemExit(f'{name}: predictions differ by {worst:.1e} from those of the plain loop')
-    return {name: s[1:] for name, s in seconds.items()}
+def same_predictions(rounding=1e-3):
+    "For `race`: stop where an entry's predictions are not those of the plain loop, which comes first (fastai draws other orders)"
+    expected = []
+    def look(name, probs):
+        probs = torch.as_tensor(probs)
+        if not expected: expected.append(probs)
+        worst = (probs - expected[0]).abs().max().item()
+        if worst > rounding and 'fastai' not in name: raise SystemExit(f'{name}: predictions differ by {worst:.1e} from those of the plain loop')
+    return look
 
 
 def entries_for(make, X, y, k, seeds, epochs):
@@ -135,11 +124,8 @@ def entries_for(make, X, y, k, seeds, epochs):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--quick', action='store_true', help='fewer rows and rounds; for a look, not for the record')
-    parser.add_argument('--rounds', type=int, default=None, help='interleaved rounds (5, or 2 with --quick)')
-    args = parser.parse_args()
-    rounds, n, epochs = args.rounds or (2 if args.quick else 5), 600 if args.quick else 1797, 1 if args.quick else 3
+    rounds, quick = options(__doc__, 5, 2, 'rows')
+    n, epochs = (600, 1) if quick else (1797, 3)
     torch.set_num_threads(1)
     data = digits()
     X, y = data.images.flatten(1).float()[:n]/255, data.labels[:n]
@@ -149,14 +135,14 @@ def main():
     entries['stacked by hand (bmm)'] = lambda: by_hand(64, X, y, pairs, 4, epochs)
     entries['fastai Learners, TensorDataLoader'] = lambda: fastai_learners(partial(mlp, 64), X, y, pairs, 4, epochs, False)
     entries['fastai Learners, own DataLoader'] = lambda: fastai_learners(partial(mlp, 64), X, y, pairs, 4, epochs, True)
-    tables['MLP 64-64-10, 5 folds × 4 seeds'] = race(entries, rounds)
+    tables['MLP 64-64-10, 5 folds × 4 seeds'] = race(entries, rounds, same_predictions())
     for width in (16, 32, 128, 256, 512):
         entries = entries_for(partial(mlp, width), X, y, 5, 4, 1)[1]
         del entries['auto']
-        tables[f'MLP 64-{width}-10, 5 folds × 4 seeds'] = race(entries, rounds)
+        tables[f'MLP 64-{width}-10, 5 folds × 4 seeds'] = race(entries, rounds, same_predictions())
     for size, rows in ((8, 600), (16, 300), (32, 150)):
         images = digits(size)
-        tables[f'CNN on {size}×{size}, 5 folds × 4 seeds'] = race(entries_for(partial(cnn, size), images.images[:rows]/255, images.labels[:rows], 5, 4, 1)[1], rounds)
+        tables[f'CNN on {size}×{size}, 5 folds × 4 seeds'] = race(entries_for(partial(cnn, size), images.images[:rows]/255, images.labels[:rows], 5, 4, 1)[1], rounds, same_predictions())
 
     record = {}
     for table, seconds in tables.items():
@@ -169,14 +155,7 @@ def main():
     main_table, goal = record['MLP 64-64-10, 5 folds × 4 seeds'], 3
     reached = main_table['vmap']['speed'] >= goal
     print(f'\ngoal: vmap at least {goal} times the plain loop on the MLP: {"reached" if reached else "not reached"}')
-    versions = {p: importlib.metadata.version(p) for p in ('torch', 'fastai', 'numpy', 'scikit-learn')}
-    out = Path(__file__).parent/'results'/'validation.json'
-    if args.quick: print(f'--quick: {out.name} is left as it was')
-    else:
-        out.parent.mkdir(exist_ok=True)
-        out.write_text(json.dumps(dict(date=datetime.date.today().isoformat(), rounds=rounds, rows=n, epochs=epochs, batch_size=BS, python=platform.python_version(), cpus=os.cpu_count(),
-                                       torch_threads=1, versions=versions, goal=dict(vmap=goal, reached=reached), tables=record), indent=1, ensure_ascii=False) + '\n')
-        print(f'written: results/{out.name}')
+    save('validation', quick, ('torch', 'fastai', 'numpy', 'scikit-learn'), rounds=rounds, rows=n, epochs=epochs, batch_size=BS, goal=dict(vmap=goal, reached=reached), tables=record)
 
 
 if __name__ == '__main__': main()
