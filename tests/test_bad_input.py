@@ -164,7 +164,7 @@ def test_train_names_all(folder, shell, tmp_path):
 
 def test_train_can_go_on_without_them(folder, shell, tmp_path):
     for name, (make, _) in NAMED.items(): make(folder/'b'/name)
-    code, _, err = shell('train', '--data', folder, '--out', tmp_path/'out', '--folds', 2, '--epochs', 1, '--on-error', 'skip')
+    code, _, err = shell('train', '--data', folder, '--out', tmp_path/'out', '--folds', 2, '--members', 1, '--epochs', 1, '--on-error', 'skip')
     assert code == 0 and all(name in err for name in NAMED)
     assert {Path(p).name for p in json.loads((tmp_path/'out/config.json').read_text())['skipped']} == set(NAMED)
 
@@ -176,6 +176,23 @@ def test_train_can_go_on_without_them(folder, shell, tmp_path):
 def test_train_refuses_before_training(folder, shell, tmp_path, args, words):
     code, out, err = shell('train', '--data', folder, '--out', tmp_path/'out', *args)
     assert code == 1 and all(w in err for w in words) and 'fold 1' not in out and not (tmp_path/'out').exists()
+
+
+def test_train_names_bad_test_images(folder, shell, tmp_path):
+    (tmp_path/'test').mkdir()
+    code, _, err = shell('train', '--data', folder, '--folds', 2, '--out', tmp_path/'out', '--test', tmp_path/'test')
+    assert code == 1 and 'no test image' in err
+    for name, (make, _) in NAMED.items(): make(tmp_path/'test'/name)
+    GREY.save(tmp_path/'test/good.png')
+    code, _, err = shell('train', '--data', folder, '--folds', 2, '--out', tmp_path/'out', '--test', tmp_path/'test')
+    assert code == 1 and all(name in err and reason in err for name, (_, reason) in NAMED.items()) and not (tmp_path/'out').exists()
+
+
+def test_train_tells_of_copies(folder, shell, tmp_path):
+    "All six images are the same picture, with two labels: said before the first network"
+    code, out, _ = shell('train', '--data', folder, '--folds', 2, '--members', 1, '--epochs', 1, '--out', tmp_path/'out', '--test', folder/'a')
+    assert code == 0 and out.index('9 pairs of copies with two labels') < out.index('fold 1 of 2') and '3 test images that are training images' in out
+    assert 'a/0.png = b/0.png' in (tmp_path/'out/eda.csv').read_text().replace(os.sep, '/')
 
 
 def test_train_on_one_class(folder, shell):
@@ -254,6 +271,46 @@ def test_predict_with_a_spoilt_run(run, shell, tmp_path, spoil, word):
     spoil(run)
     code, _, err = shell('predict', run, tmp_path/'good.png')
     assert code == 1 and word in err
+
+
+def as_format_2(run, **more):
+    "The run folder as today's command writes it"
+    old = json.loads((run/'config.json').read_text())
+    (run/'config.json').write_text(json.dumps({**old, 'format': 2, 'models': old['folds'], 'views': [[0.]*5, [.1, 0., 0., 0., 0.]], 'temperature': .5} | more))
+
+
+def test_old_and_new_runs(run, shell, tmp_path):
+    "Format 1 is one view and no temperature; format 2 says both"
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)*3).save(tmp_path/'good.png')
+    ask = lambda: list(json.loads(shell('predict', run, tmp_path/'good.png', '--format', 'json')[1])[0]['probabilities'].values())
+    old = ask()
+    as_format_2(run, views=[[0.]*5], temperature=1.)
+    assert ask() == old
+    as_format_2(run, views=[[0.]*5], temperature=.5)
+    assert max(ask()) > max(old)
+    as_format_2(run, temperature=1.)
+    assert ask() != old
+
+
+@pytest.mark.parametrize('more, word', [(dict(temperature=0), 'temperature'), (dict(views=[[0.]]), 'views'), (dict(models=[]), 'IndexError'), (dict(format=3), 'another version')])
+def test_predict_with_a_spoilt_new_run(run, shell, tmp_path, more, word):
+    GREY.save(tmp_path/'good.png')
+    as_format_2(run, **more)
+    code, _, err = shell('predict', run, tmp_path/'good.png')
+    assert code == 1 and word in err
+
+
+@pytest.mark.parametrize('form, word', [(None, 'no answer'), ('', 'no CSV file'), ('id\na\n', 'expected ids and one more'), ('id,label\nx,\n', "such as 'x'"),
+                                        ('id,label\ngood,\ngood,\n', 'comes twice'), ('id,a,cow\ngood,0,0\n', "'cow'")])
+def test_submission_that_cannot_be(run, shell, tmp_path, form, word):
+    GREY.save(tmp_path/'good.png')
+    args = ['predict', run, tmp_path/'good.png', '--submission', tmp_path/'sub.csv']
+    if form is None: args.append(tmp_path/'missing.png')
+    else:
+        (tmp_path/'form.csv').write_text(form)
+        args += ['--template', tmp_path/'form.csv']
+    code, _, err = shell(*args)
+    assert code == 1 and word in err and not (tmp_path/'sub.csv').exists()
 
 
 # --- no permission: root may read everything, so root becomes nobody for the moment of reading ---

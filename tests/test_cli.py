@@ -78,36 +78,48 @@ def test_start_twice_keeps_what_you_wrote(tmp_path):
     assert 'Mine: ' in lesson.read_text(encoding='utf-8')
 
 
-RUN_FILES = {'config.json', 'metrics.json', 'model-0.safetensors', 'model-1.safetensors', 'oof.csv', 'oof_shuffled.csv', 'learning_curves.csv',
-             'learning_curves.png', 'confusion_matrix.csv', 'confusion_matrix.png', 'model_card.md'}
+RUN_FILES = {'config.json', 'metrics.json', *(f'model-{n}.safetensors' for n in range(4)), 'oof.csv', 'oof_shuffled.csv', 'learning_curves.csv',
+             'learning_curves.png', 'confusion_matrix.csv', 'confusion_matrix.png', 'costly_images.csv', 'costly_images.png', 'reliability.png', 'slices.csv',
+             'eda.csv', 'submission.csv', 'model_card.md'}
 
 
 def test_digits_from_a_folder(tmp_path, capsys):
     "Train on some digits, label others, scanned ones too; the same seed gives the same run in another process"
     data = digits()
     data.subset(slice(0, 600)).to_folder(tmp_path/'data')
-    args = ['train', '--data', tmp_path/'data', '--folds', 2, '--epochs', 6, '--bs', 32, '--groups', 'writer', '--device', 'cpu']
-    done = shell(*args, '--out', 'run', cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.count('95% interval') == 2, done.stderr
-    assert {p.name for p in (tmp_path/'run').iterdir()} == RUN_FILES
-
-    assert here(*args, '--out', tmp_path/'run') == 1 and 'already holds a finished run' in capsys.readouterr().err
-    assert here(*args, '--out', tmp_path/'other') == 0
-    for name in 'metrics.json', 'oof.csv', 'model-1.safetensors':
-        assert (tmp_path/'run'/name).read_bytes() == (tmp_path/'other'/name).read_bytes()
-
     new = tmp_path/'new'
     new.mkdir()
     for i in range(1000, 1040):
         image = Image.fromarray(data.images[i, 0].numpy())
         if i % 2: image = ImageOps.invert(image.resize((56, 56)))   # as a scanner sees it
         image.save(new/f'{i}.png')
+    args = ['train', '--data', tmp_path/'data', '--folds', 2, '--members', 2, '--epochs', 4, '--bs', 32, '--groups', 'writer', '--device', 'cpu', '--test', new]
+    done = shell(*args, '--out', 'run', cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.count('95% interval') == 2 and done.stdout.count('calibrated: accuracy') == 2 and 'check: ' in done.stdout, done.stderr
+    assert {p.name for p in (tmp_path/'run').iterdir()} == RUN_FILES
+
+    assert here(*args, '--out', tmp_path/'run') == 1 and 'already holds a finished run' in capsys.readouterr().err
+    assert here(*args, '--out', tmp_path/'other') == 0
+    for name in 'metrics.json', 'oof.csv', 'model-3.safetensors', 'submission.csv':
+        assert (tmp_path/'run'/name).read_bytes() == (tmp_path/'other'/name).read_bytes()
+
     done = shell('predict', 'run', 'new', '--format', 'csv', cwd=tmp_path)
     rows = list(csv.DictReader(done.stdout.splitlines()))
     right = [row['label'] == str(int(data.labels[int(Path(row['file']).stem)])) for row in rows]
     assert done.returncode == 0 and len(rows) == 40 and '20 of 40 images were inverted' in done.stderr
     assert np.mean(right) > .6 and np.mean(right[1::2]) > .5    # ten classes; the run is short
     check_run(tmp_path/'run', 600)
+    submitted = list(csv.DictReader((tmp_path/'run/submission.csv').read_text().splitlines()))
+    assert [(r['id'], r['label']) for r in submitted] == [(Path(row['file']).name, row['label']) for row in rows]
+
+    (tmp_path/'form.csv').write_text('id,' + ','.join(f'p_{c}' for c in range(10)) + '\n' + ''.join(f'{i}{",0"*10}\n' for i in reversed(range(1000, 1040))))
+    assert here('predict', tmp_path/'run', new, '--submission', tmp_path/'sub.csv', '--template', tmp_path/'form.csv') == 0
+    sub = list(csv.DictReader((tmp_path/'sub.csv').read_text().splitlines()))
+    assert [r['id'] for r in sub] == [str(i) for i in reversed(range(1000, 1040))] and abs(sum(float(sub[0][f'p_{c}']) for c in range(10)) - 1) < 1e-5
+    (tmp_path/'form.csv').write_text('id,label\n7,\n')
+    capsys.readouterr()
+    assert here('predict', tmp_path/'run', new, '--submission', tmp_path/'none.csv', '--template', tmp_path/'form.csv') == 1
+    assert "have no image, such as '7'" in capsys.readouterr().err and not (tmp_path/'none.csv').exists()
 
 
 def check_run(run, n):
@@ -127,7 +139,7 @@ def test_photos_of_different_sizes(tmp_path, capsys):
         folder = tmp_path/'photos'/('even' if label % 2 == 0 else '홀수')
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.permute(1, 2, 0).numpy()).resize((64 + i, 100 - i//2)).save(folder/f'{i}.jpg')
-    assert here('train', '--data', tmp_path/'photos', '--folds', 2, '--epochs', 1, '--out', tmp_path/'run') == 0
+    assert here('train', '--data', tmp_path/'photos', '--folds', 2, '--members', 1, '--no-tta', '--epochs', 1, '--out', tmp_path/'run') == 0
     assert 'Only shuffled folds' in capsys.readouterr().out
     config = json.loads((tmp_path/'run/config.json').read_text(encoding='utf-8'))
     assert (config['channels'], config['size'], config['classes']) == (3, 64, ['even', '홀수'])
@@ -141,6 +153,6 @@ def test_photos_of_different_sizes(tmp_path, capsys):
 
 def test_a_model_of_timm(tmp_path, capsys):
     digits(32).subset(slice(0, 60)).to_folder(tmp_path/'data')
-    assert here('train', '--data', tmp_path/'data', '--arch', 'mobilenetv3_small_050', '--folds', 2, '--epochs', 1, '--out', tmp_path/'run') == 0
+    assert here('train', '--data', tmp_path/'data', '--arch', 'mobilenetv3_small_050', '--folds', 2, '--members', 1, '--epochs', 1, '--out', tmp_path/'run') == 0
     assert here('predict', tmp_path/'run', tmp_path/'data/3') == 0
     assert 'prob.' in capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 KILLS = 8
 pytestmark = pytest.mark.skipif(os.name != 'posix', reason='kill -9 is for POSIX systems')
 APART = get_context('forkserver')
-APART.set_forkserver_preload(['course_lib.tools.cli', 'course_lib.tools.folds'])
+APART.set_forkserver_preload(['course_lib.tools.cli', 'course_lib.capstone'])
 
 
 def train(folder, *more):
@@ -19,7 +19,7 @@ def train(folder, *more):
     os.chdir(folder)
     os.dup2(os.open('log.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
     os.dup2(1, 2)
-    main(['train', '--data', 'data', *(more or ['--folds', '2', '--epochs', '20', '--bs', '32', '--groups', 'writer', '--device', 'cpu', '--out', 'run'])])
+    main(['train', '--data', 'data', *(more or ['--folds', '2', '--members', '2', '--epochs', '10', '--bs', '32', '--groups', 'writer', '--device', 'cpu', '--test', 'test', '--out', 'run'])])
 
 
 def files(run): return {p.relative_to(run).as_posix(): p.read_bytes() for p in run.rglob('*') if p.is_file()}
@@ -31,6 +31,7 @@ def whole(tmp_path_factory):
     from course_lib.datasets import digits
     folder = tmp_path_factory.mktemp('whole')
     digits().subset(slice(0, 240)).to_folder(folder/'data')
+    digits().subset(slice(240, 260)).to_folder(folder/'test')
     for job, args in ((os.getpid, ()), (train, (folder,))):   # the first one waits for the slow imports
         start = time.monotonic()
         process = APART.Process(target=job, args=args)
@@ -42,7 +43,7 @@ def whole(tmp_path_factory):
 
 def test_killed_and_resumed(whole, tmp_path):
     folder, expected, seconds = whole
-    (tmp_path/'data').symlink_to(folder/'data')
+    for name in 'data', 'test': (tmp_path/name).symlink_to(folder/name)
     rng, kills, args = random.Random(0), 0, ()
     for _ in range(10*KILLS):
         process = APART.Process(target=train, args=(tmp_path, *args))

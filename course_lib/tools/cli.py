@@ -7,7 +7,7 @@ Docs: https://OWNER.github.io/course_lib/tools/cli.html.md"""
 # %% auto #0
 __all__ = ['app', 'FOLDER', 'explain', 'main', 'debugging', 'options', 'start', 'lab_command', 'has_screen', 'lab', 'check',
            'progress', 'doctor', 'next_folder', 'train', 'given_options', 'planned_run', 'one_thread', 'report',
-           'predict']
+           'predict', 'write_submission']
 
 # %% ../../nbs/tools/cli.ipynb #f8f6ec2d
 import os
@@ -165,14 +165,17 @@ def next_folder(name: str, # of the data
     taken = {p.name for p in Path(root).glob('*')} if Path(root).is_dir() else set()
     return Path(root)/next(f'{name}-{n}' for n in range(1, len(taken) + 2) if f'{name}-{n}' not in taken)
 
-# %% ../../nbs/tools/cli.ipynb #7466d846
+# %% ../../nbs/tools/cli.ipynb #0d8f5e74
 @app.command()
 def train(ctx: typer.Context,
           data: Annotated[str, typer.Option(metavar='digits|DIR', help='The embedded digits, or a folder with one subfolder of images a class.')] = 'digits',
           arch: Annotated[str, typer.Option(help="'smallcnn', 'glyphnet', or any model name of timm.")] = 'smallcnn',
           pretrained: Annotated[bool | None, typer.Option(help="Start from trained weights? By default only where they come with the package: glyphnet. Others may be downloaded.")] = None,
-          folds: Annotated[int, typer.Option(min=2, help='Number of folds, and of models.')] = 5,
+          folds: Annotated[int, typer.Option(min=2, help='Number of folds.')] = 5,
+          members: Annotated[int, typer.Option(min=1, help='Networks a fold, each with its own luck; their answers are averaged.')] = 2,
+          tta: Annotated[bool, typer.Option(help='Average over slightly moved views of each picture.')] = True,
           epochs: Annotated[int, typer.Option(min=1, help='Passes over the training images of a fold.')] = 30,
+          test: Annotated[Path | None, typer.Option(metavar='DIR', help='Images without labels; the run predicts them into submission.csv.')] = None,
           out: Annotated[Path | None, typer.Option(metavar='DIR', help='Run folder to make; the next free runs/NAME-N by default.')] = None,
           seed: Annotated[int, typer.Option(min=0, help='Of folds, weights, order and augmentation.')] = 0,
           size: Annotated[int | None, typer.Option(min=4, max=1024, help='Side of the images in pixels; chosen from the data by default.')] = None,
@@ -183,23 +186,24 @@ def train(ctx: typer.Context,
           device: Annotated[Literal['auto', 'cpu', 'cuda', 'mps'], typer.Option(help='Where to train; auto takes a CUDA GPU if there is one.')] = 'auto',
           on_error: Annotated[Literal['raise', 'skip'], typer.Option(help='What to do with files that are no good: stop and name them all, or name them and go on.')] = 'raise',
           resume: Annotated[bool, typer.Option('--resume', help='Go on with a run that was interrupted: that of --out, or the newest one in runs/. It keeps its own options.')] = False) -> None:
-    """Train a model on k folds and write a run folder: weights, scores, figures, model card.
+    """Check the data, train several networks on each of k folds, and write a run folder: weights, scores, error analysis, figures, model card, submission.
 
-    The digits are scored twice: with shuffled folds, and with folds by writer (the honest score for a new writer; its models are saved). A folder is scored with shuffled folds, and by --groups if given.
+    The digits are scored twice: with shuffled folds, and with folds by writer (the honest score for a new writer; its networks are saved). A folder is scored with shuffled folds, and by --groups if given.
     """
-    from course_lib.tools.folds import Settings, open_source, train_run
+    from course_lib.capstone import train_run
+    from course_lib.tools.folds import Settings, open_source
     from course_lib.tools.runs import pick_device
-    if resume: out, s, opened = planned_run(out, given_options(ctx))
-    else: s = Settings(arch, folds, epochs, bs, lr or (.012 if arch == 'smallcnn' else .002), seed, resize, pick_device(device), arch == 'glyphnet' if pretrained is None else pretrained)
+    if resume: out, s, opened, test = planned_run(out, given_options(ctx))
+    else: s = Settings(arch, folds, epochs, bs, lr or (.012 if arch == 'smallcnn' else .002), seed, resize, pick_device(device), arch == 'glyphnet' if pretrained is None else pretrained, members, tta)
     source = open_source(**opened, s=s) if resume else open_source(data, size, s, on_error, groups)
     for file, why in source.data.meta.attrs.get('skipped', {}).items(): typer.echo(f'left out {file}: {why}', err=True)
     if s.device == 'cpu' and source.data.images.shape[-1] <= 32: one_thread()
     out = out or next_folder(source.name)
-    typer.echo(f'{source.data} -> {out} ({s.arch}, {s.folds} folds, {s.device}{", resumed" if resume else ""})')
+    typer.echo(f'{source.data} -> {out} ({s.arch}, {s.folds} folds of {s.members} network{"s"*(s.members > 1)}, {s.device}{", resumed" if resume else ""})')
     if source.groups is None: typer.echo('Only shuffled folds: nothing is known about where the images come from (--groups COLUMN says it).')
-    report(train_run(source, out, s, typer.echo, resume), out)
+    report(train_run(source, out, s, typer.echo, resume, test), out)
 
-# %% ../../nbs/tools/cli.ipynb #72100343
+# %% ../../nbs/tools/cli.ipynb #cea7d5a4
 def given_options(ctx: typer.Context # of a command
                  ) -> dict: # name -> value
     "The options that were typed, without the defaults"
@@ -207,7 +211,7 @@ def given_options(ctx: typer.Context # of a command
 
 def planned_run(out: Path | None, # folder, or None for the newest unfinished one
                 given: dict # options that were typed
-               ): # (folder, Settings, arguments of open_source)
+               ): # (folder, Settings, arguments of open_source, folder of test images)
     "What an unfinished run was begun with; raises ValueError where a given option differs"
     from course_lib.tools.folds import Settings
     from course_lib.tools.resume import newest_unfinished, read_plan
@@ -217,13 +221,15 @@ def planned_run(out: Path | None, # folder, or None for the newest unfinished on
     begun = {**plan['settings'], **plan['source']}
     typed = {dict(data='where', groups='column').get(k, k): v for k, v in given.items()}
     if typed.get('where', 'digits') != 'digits': typed['where'] = str(Path(typed['where']).expanduser().resolve())
+    if 'test' in typed: typed['test'] = str(Path(typed['test']).expanduser().resolve())
     if typed.get('device') == 'auto': typed.pop('device')
     for name, value in typed.items():
         if value != begun.get(name): raise ValueError(f'--{name} {value}: the run in {out} was begun with {begun.get(name)}. Leave the option out, or begin a new run without --resume.')
     try: s = Settings(**plan['settings'])
     except TypeError as e: raise ValueError(f'{out}/run.json is of another version of course_lib ({e}). Begin a new run without --resume.') from None
     pick_device(s.device)
-    return out, s, plan['source']
+    test = plan['source'].pop('test', None)
+    return out, s, plan['source'], test
 
 # %% ../../nbs/tools/cli.ipynb #b96dbd35
 def one_thread() -> None:
@@ -231,32 +237,55 @@ def one_thread() -> None:
     import torch
     if 'OMP_NUM_THREADS' not in os.environ: torch.set_num_threads(1)
 
-# %% ../../nbs/tools/cli.ipynb #05b73b40
+# %% ../../nbs/tools/cli.ipynb #a48b0791
 def report(metrics: dict, # of a run
            out: Path # its folder
           ) -> None:
-    "Print the scores and what to type next"
+    "Print the scores, step by step, and what to type next"
     for name, m in metrics['protocols'].items():
         typer.echo(f"{name:>12}: out-of-fold accuracy {m['accuracy']:.4f}, 95% interval {m['low']:.4f} to {m['high']:.4f} ({m['errors']} of {m['images']} wrong)")
-    typer.echo(f'Saved: the models of the folds "{metrics["headline"]}". Read {out/"model_card.md"}; label images with: course_lib predict {out} IMAGE.png')
+        for stage, row in m['stages'].items(): typer.echo(f"{stage:>32}: accuracy {row['accuracy']:.4f}, log loss {row['log_loss']:.4f}, calibration error {row['ece']:.4f}")
+    typer.echo(f'Saved: the networks of the folds "{metrics["headline"]}". Read {out/"model_card.md"}; label images with: course_lib predict {out} IMAGE.png')
+    if (Path(out)/'submission.csv').exists(): typer.echo(f'Test images: {out/"submission.csv"}')
 
-# %% ../../nbs/tools/cli.ipynb #7f28c94c
+# %% ../../nbs/tools/cli.ipynb #750a401c
 @app.command()
 def predict(run: Annotated[Path, typer.Argument(metavar='RUN', help='Run folder that `train` made.')],
             images: Annotated[list[Path], typer.Argument(metavar='IMG...', help='Image files, or folders of them.')],
             format: Annotated[Literal['table', 'csv', 'json'], typer.Option(help='For people, a spreadsheet or a program.')] = 'table',
             invert: Annotated[Literal['auto', 'yes', 'no'], typer.Option(help='Swap light and dark first? auto: where the border is light and was dark in training, or the other way round.')] = 'auto',
+            submit: Annotated[Path | None, typer.Option('--submission', metavar='FILE', help='Write the answers as a submission: id and label, or what --template asks for.')] = None,
+            template: Annotated[Path | None, typer.Option(metavar='FILE', help='Sample submission, a CSV file: ids, then one column for the label or one for each class.')] = None,
             device: Annotated[Literal['auto', 'cpu', 'cuda', 'mps'], typer.Option(help='Where to compute.')] = 'auto') -> None:
-    """Label images with the averaged models of a run.
+    """Label images with the averaged networks of a run.
 
     Every file gets an answer; one that cannot be read is named with the reason, and the exit code is then 1.
     """
+    if template is not None and submit is None: raise ValueError('--template needs --submission FILE, the file to write.')
+    if submit is not None and not submit.expanduser().parent.is_dir(): raise ValueError(f'--submission {submit}: there is no folder {submit.parent}. Make it first, or choose another place.')
     from course_lib.tools.runs import format_answers, list_images, load_run, pick_device, predict_files, progress_bar
     files = list_images(images)
     loaded = load_run(run, pick_device(device))
     with progress_bar(len(files), 'images') as tell: answers = predict_files(loaded, files, invert, done=lambda n: tell('', n))
-    typer.echo(format_answers(answers, format))
+    if submit is None: typer.echo(format_answers(answers, format))
     if answers.inverted.any():
         typer.echo(f'note: {answers.inverted.sum()} of {len(files)} images were inverted, light for dark{" (--invert no prevents it)" if invert == "auto" else ""}.', err=True)
     for file, why in answers[answers.error.notna()][['file', 'error']].itertuples(index=False): typer.echo(f'error: {file}: {why}', err=True)
+    if submit is not None: write_submission(answers, submit, template)
     raise typer.Exit(int(answers.error.notna().any()))
+
+# %% ../../nbs/tools/cli.ipynb #ec6ba4a0
+def write_submission(answers: 'pandas.DataFrame', # from `predict_files`
+                     path: Path, # CSV file to make or replace
+                     template: Path | None = None # CSV file that shows the form
+                    ) -> None:
+    "Write the answers in the form that was asked for; raises ValueError, FileNotFoundError and writes nothing where that cannot be"
+    import pandas as pd
+    from course_lib.capstone import submission
+    from course_lib.tools.files import write_whole
+    try: form = None if template is None else pd.read_csv(template, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise ValueError(f'{template} is no CSV file ({e}).') from None
+    if form is not None and (form.shape[1] < 2 or not len(form)): raise ValueError(f'{template} has {len(form)} rows and the columns {list(form.columns)}, expected ids and one more column, and a row for each image: a sample submission.')
+    table = submission(answers, form)
+    write_whole(path, table.to_csv(index=False))
+    typer.echo(f'{len(table)} images -> {path}' + f' ({len(answers) - len(table)} more are not in the template)'*(len(table) < len(answers)))
