@@ -3,25 +3,21 @@
 python benchmarks/capstone.py [--quick] [--seeds N] [--members N]
 
 Each seed deals the folds anew (by writer: whole writers at random) and brings its own weights and augmentation; the settings
-are the defaults of the command and were not chosen on these scores (lesson 26 tells how they were chosen). All is out of
+are the defaults of the command; ink and views among them were chosen on writers 0 to 6, in other folds (lesson 26). All is out of
 fold; the temperature of a fold comes from the other folds. Reported are mean, standard deviation, smallest and largest value
 over the seeds, and processor time with one thread. "unseen" are the writers from 7, whose scores chose nothing: they are
 scored in the same folds by writer. Results go to results/capstone.json, and the table that lesson 26 shows to
 course_lib/results/capstone.csv.
 """
 import argparse
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import warnings
 from dataclasses import asdict, replace
-from pathlib import Path
 
 warnings.filterwarnings('ignore')
 
 import torch
+from _racing import save
 
 from course_lib.capstone import RESULTS, measure_run
 from course_lib.tools.folds import Settings
@@ -51,17 +47,11 @@ def main():
         goals[protocol] = dict(accuracy=accuracy, seconds=seconds, reached=bool(row['accuracy', 'mean'] >= accuracy and (seconds is None or row['seconds', 'mean'] <= seconds)))
         print(f'{protocol}: goal {accuracy}' + (f' in {seconds} s' if seconds else '') + f': {"reached" if goals[protocol]["reached"] else "not reached"}')
 
-    versions = {p: importlib.metadata.version(p) for p in ('torch', 'fastai', 'scikit-learn', 'numpy')}
-    record = dict(date=datetime.date.today().isoformat(), quick=args.quick, python=platform.python_version(), cpus=os.cpu_count(), torch_threads=1, versions=versions,
-                  settings=asdict(s), goals=goals, rows=json.loads(table.round(6).to_json(orient='records')),
-                  summary={f'{p}, {stage}': {f'{a} {b}': round(float(v), 6) for (a, b), v in row.items() if v == v} for (p, stage), row in summary.iterrows()})
-    out = Path(__file__).parent/'results'/'capstone.json'
-    if args.quick: print(f'\n--quick: {out.name} is left as it was')
-    else:
-        out.parent.mkdir(exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + '\n')
+    save('capstone', args.quick, ('torch', 'fastai', 'scikit-learn', 'numpy'), settings=asdict(s), goals=goals, rows=json.loads(table.round(6).to_json(orient='records')),
+         summary={f'{p}, {stage}': {f'{a} {b}': round(float(v), 6) for (a, b), v in row.items() if v == v} for (p, stage), row in summary.iterrows()})
+    if not args.quick:
         table.round(6).to_csv(RESULTS, index=False)
-        print(f'\nwritten: results/{out.name} and {RESULTS.name} of lesson 26')
+        print(f'written: {RESULTS.name} of lesson 26')
 
 
 if __name__ == '__main__': main()
