@@ -44,8 +44,10 @@ train: $(READY) ## the main job on the digits; ARGS='--folds 3' adds options
 docs: $(READY) ## render the pages into _docs/ (Quarto if it is there, else nbconvert)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c 'from course_lib.tools.docs import build_site; build_site()'
 
-bench: $(READY) ## time us against the alternatives, side by side
+bench: $(READY) ## time us against the alternatives, side by side, and store the page that shows it (half an hour)
 	@set -e; for f in benchmarks/[a-z]*.py; do echo "$$f"; $(BIN)/python $$f; done
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level=WARN nbs/tools/speed.ipynb
+	$(BIN)/nbdev-clean --fname nbs/tools/speed.ipynb
 
 weights: $(READY) ## train the weights that come with the package again (a few minutes), and the table of lesson 05 (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -c 'from course_lib.transfer import pretrain_glyphnet, store_transfer; print(f"accuracy on fonts held out: {pretrain_glyphnet():.4f}"); store_transfer()'

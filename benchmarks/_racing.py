@@ -59,7 +59,19 @@ def ratios(seconds, goals):
         middle = statistics.median(wall)
         table[what] = dict(median=middle, min=min(wall), max=max(wall), goal=goal, reached=None if goal is None else middle >= goal, processor=statistics.median(processor))
         verdict = '' if goal is None else 'yes' if middle >= goal else 'no'
-        print(f'{what:{wide}} {middle:8.2f} {min(wall):8.2f} {max(wall):8.2f} {goal or "":>6}  {verdict:8} {table[what]["processor"]:18.2f}')
+        print(f'{what:{wide}} {middle:8.2f} {min(wall):8.2f} {max(wall):8.2f} {"" if goal is None else f"{goal:.2g}":>6}  {verdict:8} {table[what]["processor"]:18.2f}')
+    return table
+
+
+def limits(values, goals):
+    "Print and return how each of our entries keeps its limit; values: {name: one number a round}, goals: (what, name, unit, at most; None where no limit was set)"
+    wide, table = max(48, *(len(what) for what, *_ in goals)), {}
+    print(f'\n{"limit (median of rounds)":{wide}} {"median":>8} {"min":>8} {"max":>8} {"limit":>6}  {"kept":8} unit')
+    for what, name, unit, limit in goals:
+        middle = statistics.median(values[name])
+        table[what] = dict(median=middle, min=min(values[name]), max=max(values[name]), unit=unit, limit=limit, reached=None if limit is None else middle <= limit)
+        verdict = '' if limit is None else 'yes' if middle <= limit else 'no'
+        print(f'{what:{wide}} {middle:8.3f} {min(values[name]):8.3f} {max(values[name]):8.3f} {limit or "":>6}  {verdict:8} {unit}')
     return table
 
 

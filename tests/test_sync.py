@@ -1,6 +1,8 @@
 "Notebooks, module files and README say the same thing, and nothing is left lying around"
 import ast
+import html
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from counting import NOTEBOOKS, NBS
 from course_lib.tools.docs import readme, split_directives
+from course_lib.tools.speed import load_records, ratio_table
 
 ROOT = NBS.parent
 each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: str(p.relative_to(NBS)))
@@ -80,3 +83,10 @@ def test_mixed_cell_is_found():
 def test_nothing_untracked():
     left = subprocess.run(['git', 'ls-files', '--others', '--exclude-standard', 'nbs', 'course_lib'], cwd=ROOT, check=True, capture_output=True, text=True)
     assert left.stdout.split('\n')[:-1] == [], 'git add them or remove them'
+
+
+def test_speed_page_shows_the_stored_results():
+    outputs = [o['data'] for cell in json.loads((NBS/'tools/speed.ipynb').read_text(encoding='utf-8'))['cells'] for o in cell.get('outputs', []) if 'data' in o]
+    shown = re.findall(r'<td>(.*?)</td>', ''.join(''.join(data.get('text/html', '')) for data in outputs))
+    table = ratio_table(load_records(ROOT/'benchmarks/results'))
+    assert [what for what, median in zip(table.what, table['median'].round(2).astype(str)) if html.escape(what, quote=False) not in shown or median not in shown] == [], 'type `make bench`'
