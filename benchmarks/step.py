@@ -118,9 +118,9 @@ def differences(seconds, steps):
     for name, loop, goal in GOALS:
         wall, processor = ([1000*(a[k] - b[k])/steps for a, b in zip(seconds[name], seconds[loop])] for k in (0, 1))
         middle, base = statistics.median(wall), statistics.median(1000*b[0]/steps for b in seconds[loop])
-        table[name] = dict(beside=loop, median=middle, min=min(wall), max=max(wall), share=middle/base, goal=goal, reached=None if goal is None else middle <= goal, processor=statistics.median(processor))
+        table[f'{name}, over the {loop}'] = dict(median=middle, min=min(wall), max=max(wall), unit='ms a step', share=middle/base, limit=goal, reached=None if goal is None else middle <= goal, processor=statistics.median(processor))
         verdict = '' if goal is None else 'yes' if middle <= goal else 'no'
-        print(f'{name:{max(wide, 44)}} {middle:8.3f} {min(wall):8.3f} {max(wall):8.3f} {middle/base:7.0%} {goal or "":>6}  {verdict:8} {table[name]["processor"]:18.3f}')
+        print(f'{name:{max(wide, 44)}} {middle:8.3f} {min(wall):8.3f} {max(wall):8.3f} {middle/base:7.0%} {goal or "":>6}  {verdict:8} {statistics.median(processor):18.3f}')
     return table
 
 
@@ -130,7 +130,7 @@ def main():
     torch.set_num_threads(1)
     seconds = race(entries(steps*BS), rounds)
     save('step', quick, ('torch', 'torchvision', 'fastai', 'numpy'), rounds=rounds, steps=steps, batch=BS,
-         ms_a_step=speeds(seconds, 'ms a step', lambda name, wall: 1000*wall/steps, 3), over_the_loop=differences(seconds, steps))
+         ms_a_step=speeds(seconds, 'ms a step', lambda name, wall: 1000*wall/steps, 3), limits=differences(seconds, steps))
 
 
 if __name__ == '__main__': main()
