@@ -119,7 +119,7 @@ WAYS = dict(
 def test_ways_to_train(way, tmp_path): same(WAYS[way], tmp_path, splitter=lambda: groups)
 
 
-@pytest.mark.parametrize('opt', [SGD, partial(SGD, mom=.9), RAdam, ranger, partial(OptimWrapper, opt=torch.optim.AdamW), partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9)), FusedAdamW], ids=str)
+@pytest.mark.parametrize('opt', [SGD, partial(SGD, mom=.9), RAdam, ranger, partial(OptimWrapper, opt=torch.optim.AdamW), partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9)), FusedAdamW], ids=['SGD', 'SGD, momentum', 'RAdam', 'ranger', 'wrapped AdamW', 'wrapped SGD', 'FusedAdamW'])
 def test_optimizers(opt, tmp_path): same(cycle, tmp_path, opt_func=lambda: opt)
 
 
@@ -194,7 +194,7 @@ def test_errors_say_the_same(tmp_path):
 
 
 # --- losses, metrics, other methods ---
-@pytest.mark.parametrize('loss', [F.cross_entropy, nn.CrossEntropyLoss(label_smoothing=.1), CrossEntropyLossFlat(label_smoothing=.1), LabelSmoothingCrossEntropy(), LabelSmoothingCrossEntropyFlat(), FocalLossFlat()], ids=str)
+@pytest.mark.parametrize('loss', [F.cross_entropy, nn.CrossEntropyLoss(label_smoothing=.1), CrossEntropyLossFlat(label_smoothing=.1), LabelSmoothingCrossEntropy(), LabelSmoothingCrossEntropyFlat(), FocalLossFlat()], ids=lambda o: getattr(o, '__name__', type(o).__name__)) # no addresses: both workers must know the same names
 def test_losses(loss, tmp_path): same(lambda learn: (cycle(learn), learn.get_preds(with_loss=True)), tmp_path, loss_func=lambda: loss)
 
 
