@@ -27,7 +27,7 @@ def run(expression, report):
 
 def read(report):
     "{path in nbs: seconds} of pytest's report"
-    matches = {re.fullmatch(r'test_notebook\[(.*)\]', case.get('name')): case for case in ElementTree.parse(report).iter('testcase')}
+    matches = {re.fullmatch(r'test_notebook\[(.*)\]', case.get('name') or ''): case for case in ElementTree.parse(report).iter('testcase')}
     return {match[1]: float(case.get('time')) for match, case in matches.items() if match}
 
 
