@@ -8,7 +8,7 @@ Docs: https://OWNER.github.io/course_lib/datasets.html.md"""
 __all__ = ['NO_LETTERS', 'FETCHABLE', 'LabeledImages', 'infer_writers', 'digits', 'scenes', 'glyph_fonts', 'glyphs', 'english',
            'tabular', 'transactions', 'fetch', 'baselines']
 
-# %% ../nbs/00_datasets.ipynb #e356b4ce
+# %% ../nbs/00_datasets.ipynb #73e9de19
 import dataclasses
 import re
 import string
@@ -29,7 +29,7 @@ from torch import Tensor
 from .tools.env import data_dir
 from .tools.files import BadImage, BadImageFolder, image_files, read_image, resize_image, unpack
 
-# %% ../nbs/00_datasets.ipynb #95c1c6d2
+# %% ../nbs/00_datasets.ipynb #62560fb4
 @dataclasses.dataclass(repr=False, eq=False)
 class LabeledImages:
     "Images with labels and one row of facts each; raises ValueError or TypeError if the parts do not fit together"
@@ -56,7 +56,7 @@ class LabeledImages:
         n, c, h, w = self.images.shape
         return f"LabeledImages({n} images, {c}×{h}×{w}, {len(self.classes)} classes{', masks' if self.masks is not None else ''})"
 
-# %% ../nbs/00_datasets.ipynb #fb6cf523
+# %% ../nbs/00_datasets.ipynb #24ab8c2c
 def _check_images(images: Tensor, masks: Tensor | None) -> None:
     "Raise unless images are uint8 [N, C, H, W] and masks, if any, uint8 [N, H, W]"
     if images.dtype != torch.uint8: raise TypeError(f'images are {images.dtype}, expected torch.uint8 (0 to 255); scale and round them first.')
@@ -73,7 +73,7 @@ def _check_labels(labels: Tensor, classes: tuple[str, ...], n: int) -> None:
     bad = labels[(labels < 0) | (labels >= len(classes))]
     if len(bad): raise ValueError(f'label {int(bad[0])} is outside 0..{len(classes)-1}, the positions of {len(classes)} classes.')
 
-# %% ../nbs/00_datasets.ipynb #413d74ad
+# %% ../nbs/00_datasets.ipynb #ee5b0098
 @patch
 def subset(self: LabeledImages,
            idx: Tensor | np.ndarray | list | slice # positions, a boolean mask or a slice
@@ -86,7 +86,7 @@ def subset(self: LabeledImages,
     return dataclasses.replace(self, images=self.images[idx], labels=self.labels[idx], meta=self.meta.iloc[idx.numpy()],
                                masks=None if self.masks is None else self.masks[idx])
 
-# %% ../nbs/00_datasets.ipynb #c2faedb2
+# %% ../nbs/00_datasets.ipynb #e5d09b8f
 @patch
 def split(self: LabeledImages,
           valid: float = .2, # share of the images to hold out, between 0 and 1
@@ -100,7 +100,7 @@ def split(self: LabeledImages,
     else: train_idx, valid_idx = _split_groups(self.labels.numpy(), self.meta[groups] if isinstance(groups, str) else groups, valid, stratify, seed)
     return self.subset(train_idx), self.subset(valid_idx)
 
-# %% ../nbs/00_datasets.ipynb #75c6dcdb
+# %% ../nbs/00_datasets.ipynb #01a07124
 def _split_images(labels: np.ndarray, classes: tuple[str, ...], valid: float, stratify: bool, seed: int) -> tuple[np.ndarray, np.ndarray]:
     "One shuffled split; every class that occurs must have a place on both sides if stratified"
     count = np.bincount(labels, minlength=len(classes))
@@ -111,7 +111,7 @@ def _split_images(labels: np.ndarray, classes: tuple[str, ...], valid: float, st
     kind = StratifiedShuffleSplit if stratify else ShuffleSplit
     return next(kind(1, test_size=held, random_state=seed).split(labels, labels))
 
-# %% ../nbs/00_datasets.ipynb #9b02c40e
+# %% ../nbs/00_datasets.ipynb #3b477e0a
 def _split_groups(labels: np.ndarray, groups: list | np.ndarray, valid: float, stratify: bool, seed: int, tries: int = 200) -> tuple[np.ndarray, np.ndarray]:
     "Of `tries` random choices of whole groups, the one nearest to the wanted share (and, if stratified, to the classes' shares)"
     if pd.isna(pd.Series(list(groups))).any(): raise ValueError('some images have no group (NaN or None); give each image one.')
@@ -129,7 +129,7 @@ def _split_groups(labels: np.ndarray, groups: list | np.ndarray, valid: float, s
     held = np.isin(codes, best)
     return np.flatnonzero(~held), np.flatnonzero(held)
 
-# %% ../nbs/00_datasets.ipynb #1c06ed82
+# %% ../nbs/00_datasets.ipynb #7500c6a7
 def infer_writers(labels: np.ndarray # in scikit-learn's order, [N]
                  ) -> np.ndarray: # block number of each row, [N]
     "Number the blocks of scikit-learn's digits by writer: each block opens with the digits counted 0 to 9 (after INRIA's scikit-learn-mooc)"
@@ -139,7 +139,7 @@ def infer_writers(labels: np.ndarray # in scikit-learn's order, [N]
     starts = counts[np.diff(counts, prepend=-1000) > 30]
     return np.searchsorted(starts, np.arange(len(labels)), side='right') - 1
 
-# %% ../nbs/00_datasets.ipynb #7425dc59
+# %% ../nbs/00_datasets.ipynb #45bb7d6c
 def digits(size: int = 8 # side of the square images, pixels
           ) -> LabeledImages: # 1,797 grey images; meta: writer (inferred), row
     "scikit-learn's real handwritten digits, resized bilinearly; raises ValueError for a size below 1 (Alpaydin and Kaynak 1998)"
@@ -150,7 +150,7 @@ def digits(size: int = 8 # side of the square images, pixels
     meta = pd.DataFrame({'writer': infer_writers(raw.target), 'row': np.arange(len(raw.target))})
     return LabeledImages(images.round().clamp(0, 255).to(torch.uint8), raw.target, tuple('0123456789'), meta)
 
-# %% ../nbs/00_datasets.ipynb #8a1ddf63
+# %% ../nbs/00_datasets.ipynb #13902f33
 @lru_cache(1)
 def _photos() -> tuple[np.ndarray, ...]:
     "scikit-learn's two photographs, float32 [H, W, 3], 0 to 255"
@@ -174,7 +174,7 @@ def _scene(digit: np.ndarray, # one digit, uint8 [8, 8]
     rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return patch_.round().astype(np.uint8).transpose(2, 0, 1), mask, (cols[0], rows[0], cols[-1] + 1, rows[-1] + 1)
 
-# %% ../nbs/00_datasets.ipynb #cbda1b1a
+# %% ../nbs/00_datasets.ipynb #469b8c28
 def _plan_scenes(n: int, imbalance: float, test_share: float, rng: np.random.Generator) -> pd.DataFrame:
     "Choose label, split and source digit of each scene; class k is `imbalance**(k/9)` times as rare as class 0"
     raw = skdata.load_digits()
@@ -185,7 +185,7 @@ def _plan_scenes(n: int, imbalance: float, test_share: float, rng: np.random.Gen
     source = [rng.choice(np.flatnonzero((raw.target == k) & ((writer >= 11) == t))) for k, t in zip(labels, test)]
     return pd.DataFrame({'split': np.where(test, 'test', 'train'), 'source': source, 'writer': writer[source], 'light': 'day', 'true_label': labels, 'copy_of': -1})
 
-# %% ../nbs/00_datasets.ipynb #36d062f3
+# %% ../nbs/00_datasets.ipynb #60d19626
 def _plant(images: np.ndarray, masks: np.ndarray, meta: pd.DataFrame, counts: dict[str, int], rng: np.random.Generator) -> np.ndarray:
     "Plant duplicates, nights and wrong labels in place; return the labels"
     train, test = (rng.permutation(np.flatnonzero(meta.split == s)) for s in ('train', 'test'))
@@ -202,7 +202,7 @@ def _plant(images: np.ndarray, masks: np.ndarray, meta: pd.DataFrame, counts: di
     labels[wrong] = (labels[wrong] + rng.integers(1, 10, len(wrong))) % 10
     return labels
 
-# %% ../nbs/00_datasets.ipynb #cb632042
+# %% ../nbs/00_datasets.ipynb #dc14097d
 def scenes(n: int = 1000, # number of images
            size: int = 64, # side, pixels
            seed: int = 0, # same seed, same images
@@ -226,7 +226,7 @@ def scenes(n: int = 1000, # number of images
     labels = _plant(images, masks, meta, {k: round(v*n) for k, v in shares.items()}, plant_rng)
     return LabeledImages(torch.tensor(images), torch.tensor(labels), tuple('0123456789'), meta, torch.tensor(masks))
 
-# %% ../nbs/00_datasets.ipynb #3ce74800
+# %% ../nbs/00_datasets.ipynb #42b431e5
 NO_LETTERS = ('LastResort', 'cmsy10', 'cmex10', 'STIXNonUni', 'STIXSiz', 'Display')
 
 @lru_cache(1)
@@ -236,14 +236,14 @@ def glyph_fonts() -> dict[str, str]: # font name -> file
     files = sorted(Path(matplotlib.get_data_path(), 'fonts/ttf').glob('*.ttf'))
     return {f.stem: str(f) for f in files if not any(word in f.stem for word in NO_LETTERS)}
 
-# %% ../nbs/00_datasets.ipynb #9ef1d369
+# %% ../nbs/00_datasets.ipynb #d3a912cf
 @lru_cache(None)
 def _has_glyph(font: str, char: str) -> bool:
     "Does the font file hold a drawing of the character, other than the box for a missing one?"
     from matplotlib.ft2font import FT2Font
     return ord(char) in FT2Font(font).get_charmap()
 
-# %% ../nbs/00_datasets.ipynb #f9e8ed8c
+# %% ../nbs/00_datasets.ipynb #aa77740f
 def _draw_glyph(char: str, font: ImageFont.FreeTypeFont, size: int, rng: np.random.Generator) -> np.ndarray:
     "Draw one character, jittered by a random affine map, white on black, uint8 [size, size]"
     big = 4*size
@@ -255,7 +255,7 @@ def _draw_glyph(char: str, font: ImageFont.FreeTypeFont, size: int, rng: np.rand
     moved = canvas.transform((big, big), Image.Transform.AFFINE, (*turn[0], shift[0], *turn[1], shift[1]), Image.Resampling.BILINEAR)
     return np.asarray(moved.resize((size, size), Image.Resampling.BOX))
 
-# %% ../nbs/00_datasets.ipynb #588d0c32
+# %% ../nbs/00_datasets.ipynb #e23141f1
 def glyphs(chars: str = string.ascii_letters, # the classes, one character each
            fonts: list[str] | None = None, # names from `glyph_fonts`; all if None
            size: int = 16, # side, pixels
@@ -276,7 +276,7 @@ def glyphs(chars: str = string.ascii_letters, # the classes, one character each
     meta = pd.DataFrame({'font': np.tile(np.repeat(names, n), len(chars))})
     return LabeledImages(torch.tensor(np.stack(images))[:, None], torch.tensor(labels), tuple(chars), meta)
 
-# %% ../nbs/00_datasets.ipynb #48e17283
+# %% ../nbs/00_datasets.ipynb #0b5f187b
 def english() -> str: # a few hundred thousand characters, paragraphs separated by empty lines
     "Real English prose: the language reference inside CPython (`pydoc_data.topics`), code and tables left out"
     from pydoc_data.topics import topics
@@ -284,7 +284,7 @@ def english() -> str: # a few hundred thousand characters, paragraphs separated 
     prose = [' '.join(b.split()) for b in blocks if not re.search(r'^ {6,}|::=|>>>|\||={4}|\*{4}|-{4}', b, re.M)]
     return '\n\n'.join(dict.fromkeys(b for b in prose if len(b.split()) >= 12 and b[0] not in '*~'))
 
-# %% ../nbs/00_datasets.ipynb #61d4bd35
+# %% ../nbs/00_datasets.ipynb #61203304
 def tabular(name: str # 'breast_cancer', 'wine' or 'diabetes'
            ) -> tuple[pd.DataFrame, pd.Series]: # (features, target)
     "A real table from scikit-learn; raises ValueError for another name"
@@ -293,7 +293,7 @@ def tabular(name: str # 'breast_cancer', 'wine' or 'diabetes'
     table = loaders[name](as_frame=True)
     return table.data, table.target
 
-# %% ../nbs/00_datasets.ipynb #6a7e0297
+# %% ../nbs/00_datasets.ipynb #18570909
 def _purchases(customers: int, rng: np.random.Generator) -> pd.DataFrame:
     "One row a purchase: each customer arrives, buys at a rate of their own, and may leave for good"
     arrival, rate = rng.uniform(0, 330, customers), rng.gamma(.8, 2., customers)/30
@@ -307,7 +307,7 @@ def _purchases(customers: int, rng: np.random.Generator) -> pd.DataFrame:
     return pd.DataFrame({'customer_id': who, 'day': day.astype(int), 'category': category,
                          'quantity': 1 + rng.poisson(.8, len(who)), 'price': np.exp(rng.normal(2 + .35*category, .5)).round(2)})
 
-# %% ../nbs/00_datasets.ipynb #57ee561b
+# %% ../nbs/00_datasets.ipynb #9949594f
 def transactions(customers: int = 500, # number of customers
                  seed: int = 0 # same seed, same table
                 ) -> pd.DataFrame: # transaction_id, customer_id, date, category, quantity, price (a unit), channel
@@ -327,7 +327,7 @@ def transactions(customers: int = 500, # number of customers
     df.attrs['source'] = 'generated by course_lib.datasets.transactions'
     return df
 
-# %% ../nbs/00_datasets.ipynb #0cbc382f
+# %% ../nbs/00_datasets.ipynb #39dfbe28
 @patch(cls_method=True)
 def from_folder(cls: LabeledImages,
                 path: str | Path, # a folder with one subfolder a class, as torchvision's ImageFolder
@@ -351,7 +351,7 @@ def from_folder(cls: LabeledImages,
     if not images: raise ValueError(f'no usable image in {path}; expected {path}/CLASS/IMAGE.png')
     return _assemble(images, pd.DataFrame(rows), {str(p.relative_to(path)): why for p, why in bad.items()})
 
-# %% ../nbs/00_datasets.ipynb #025ee2d8
+# %% ../nbs/00_datasets.ipynb #040aeec3
 def _assemble(images: list[Image.Image], meta: pd.DataFrame, skipped: dict[str, str]) -> LabeledImages:
     "Stack images of one size, grey if all are, else RGB; raises ValueError where sizes differ"
     sizes = {im.size for im in images}
@@ -365,14 +365,14 @@ def _assemble(images: list[Image.Image], meta: pd.DataFrame, skipped: dict[str, 
     out.meta.attrs['skipped'] = skipped
     return out
 
-# %% ../nbs/00_datasets.ipynb #f7e1c0c0
+# %% ../nbs/00_datasets.ipynb #ab4d7f01
 def _folder_names(classes: tuple[str, ...]) -> list[str]:
     "Folder names that every file system takes: unsafe characters as %XX; capitals too where two names differ in case alone"
     unsafe = r'[\\/:*?"<>|%\x00-\x1f]|^[._ ]|[. ]$'
     clash = len({c.casefold() for c in classes}) < len(classes)
     return [re.sub(unsafe + '|[A-Z]'*clash, lambda m: ''.join(f'%{b:02X}' for b in m[0].encode()), c) for c in classes]
 
-# %% ../nbs/00_datasets.ipynb #1d5d74a9
+# %% ../nbs/00_datasets.ipynb #4e6373ea
 @patch
 def to_folder(self: LabeledImages,
               path: str | Path # a new or empty folder
@@ -389,10 +389,10 @@ def to_folder(self: LabeledImages,
     self.meta.assign(label=[self.classes[k] for k in self.labels]).to_csv(path/'_meta.csv', index_label='image')
     return path
 
-# %% ../nbs/00_datasets.ipynb #0d547fae
+# %% ../nbs/00_datasets.ipynb #fc3f2dab
 FETCHABLE = dict(mnist='MNIST', imagenette='IMAGENETTE_160', pets='PETS') # name -> attribute of fastai's URLs
 
-# %% ../nbs/00_datasets.ipynb #25b79d09
+# %% ../nbs/00_datasets.ipynb #f0baa265
 def fetch(name: str # 'mnist', 'imagenette' or 'pets'
          ) -> Path: # folder with the unpacked data
     "Download, verify and unpack a data set once into `data_dir()`; raises ValueError for another name, ConnectionError offline"
@@ -409,7 +409,7 @@ def fetch(name: str # 'mnist', 'imagenette' or 'pets'
                               'digits(), scenes() or glyphs(), which need none.') from None
     return unpack(archive, dest)
 
-# %% ../nbs/00_datasets.ipynb #3bdb782b
+# %% ../nbs/00_datasets.ipynb #f388d683
 def baselines() -> dict: # name -> scikit-learn estimator, untrained
     "The simple classifiers that a network has to beat, from none to good"
     from sklearn.dummy import DummyClassifier

@@ -9,18 +9,18 @@ __all__ = ['REPORT', 'QUESTIONS', 'class_balance', 'image_report', 'merge_moment
            'perceptual_hash', 'close_pairs', 'find_duplicates', 'find_leaks', 'label_suspects', 'object_features',
            'Finding', 'modelling_plan']
 
-# %% ../nbs/01_eda.ipynb #0e6e1555
+# %% ../nbs/01_eda.ipynb #6d9bfa39
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import imagehash
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.fft import dctn
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
@@ -30,7 +30,7 @@ from torchvision.ops import roi_align
 from .datasets import LabeledImages
 from .tools.files import BadImage, image_files, read_image
 
-# %% ../nbs/01_eda.ipynb #8b476470
+# %% ../nbs/01_eda.ipynb #c95d2b70
 def class_balance(data: LabeledImages # any labelled images
                  ) -> pd.DataFrame: # index: class, in the order of `classes`; columns: count, share, times_rarer (than the commonest class)
     "Count the images of each class, classes without images included"
@@ -38,7 +38,7 @@ def class_balance(data: LabeledImages # any labelled images
     with np.errstate(divide='ignore', invalid='ignore'):
         return pd.DataFrame({'count': count, 'share': count/count.sum(), 'times_rarer': count.max(initial=0)/count}, index=pd.Index(data.classes, name='class'))
 
-# %% ../nbs/01_eda.ipynb #f6bebd94
+# %% ../nbs/01_eda.ipynb #23bc73c4
 REPORT = ['label', 'width', 'height', 'aspect', 'channels', 'brightness', 'contrast', 'highlights', 'problem'] # columns of every report
 
 def _light(images: Tensor) -> tuple[Tensor, ...]:
@@ -71,7 +71,7 @@ def _folder_report(path: Path) -> pd.DataFrame:
                      'channels': pixels.shape[1], **light})
     return pd.DataFrame(rows, columns=[*REPORT, 'path', 'bytes', 'format', 'mode', 'exif_turn'])
 
-# %% ../nbs/01_eda.ipynb #cbb8dc36
+# %% ../nbs/01_eda.ipynb #2df234c8
 def merge_moments(a: tuple, # (n, mean, M): count, mean, sum of squared distances from the mean
                   b: tuple # the same of another batch
                  ) -> tuple: # the same of both together
@@ -80,7 +80,7 @@ def merge_moments(a: tuple, # (n, mean, M): count, mean, sum of squared distance
     n, delta = n_a + n_b, mean_b - mean_a
     return n, mean_a + delta*(n_b/n), m_a + m_b + delta**2*(n_a*n_b/n)
 
-# %% ../nbs/01_eda.ipynb #47aecd6b
+# %% ../nbs/01_eda.ipynb #ca80126e
 def _batch_moments(xb: Tensor) -> tuple[int, Tensor, Tensor]:
     "Count, mean and sum of squared distances of each channel of one batch [B, C, H, W], float64"
     if xb.ndim != 4: raise ValueError(f'a batch has shape {tuple(xb.shape)}, expected [B, C, H, W]; a grey image has C=1.')
@@ -110,7 +110,7 @@ def channel_stats(batches: LabeledImages | Tensor | Iterable, # images, or batch
     if total[0] <= correction: raise ValueError(f'{total[0]} pixel(s) a channel with correction={correction}; expected more pixels than that.')
     return total[1], (total[2]/(total[0] - correction)).sqrt()
 
-# %% ../nbs/01_eda.ipynb #9821f687
+# %% ../nbs/01_eda.ipynb #4ab00ee5
 def outside_range(train: np.ndarray, # one number for each training image
                   test: np.ndarray # one number for each test image
                  ) -> np.ndarray: # bool, one for each test image
@@ -119,7 +119,7 @@ def outside_range(train: np.ndarray, # one number for each training image
     if not len(train): raise ValueError('no training values to compare with; expected one or more.')
     return (test < train.min()) | (test > train.max())
 
-# %% ../nbs/01_eda.ipynb #7607f856
+# %% ../nbs/01_eda.ipynb #a6f1d762
 def box_stats(data: LabeledImages # with boxes x0, y0, x1, y1 in meta, pixels
              ) -> pd.DataFrame: # one row an image: area (share of the image), aspect (width/height), cx, cy (centre, 0..1), outside (does it leave the image, or is it empty or missing?)
     "Size, shape and place of each box; raises KeyError without boxes"
@@ -130,14 +130,16 @@ def box_stats(data: LabeledImages # with boxes x0, y0, x1, y1 in meta, pixels
     with np.errstate(divide='ignore', invalid='ignore'):
         return pd.DataFrame({'area': (x1 - x0)*(y1 - y0)/(w*h), 'aspect': (x1 - x0)/(y1 - y0), 'cx': (x0 + x1)/2/w, 'cy': (y0 + y1)/2/h, 'outside': ~inside})
 
-# %% ../nbs/01_eda.ipynb #b312b5b6
+# %% ../nbs/01_eda.ipynb #85a5a7c8
 def perceptual_hash(images: Tensor # uint8, [N, C, H, W]
                    ) -> np.ndarray: # uint64, [N]
-    "The 64-bit pHash of each image in grey, from the library imagehash (after Zauner 2010)"
+    "The 64-bit pHash of each image in grey (after Zauner 2010), bit for bit that of the library imagehash"
     grey = (x for part in images.split(256) for x in part.float().mean(1).round().to(torch.uint8).numpy())
-    return np.array([int(str(imagehash.phash(Image.fromarray(x))), 16) for x in grey], np.uint64)
+    small = np.array([np.asarray(Image.fromarray(x).resize((32, 32), Image.Resampling.LANCZOS)) for x in grey], float).reshape(-1, 32, 32)
+    waves = dctn(small, axes=(1, 2))[:, :8, :8].reshape(-1, 64) # 8 × 8 coarse ones
+    return np.packbits(waves > np.median(waves, axis=1, keepdims=True), axis=1).view('>u8').ravel().astype(np.uint64)
 
-# %% ../nbs/01_eda.ipynb #5878ec69
+# %% ../nbs/01_eda.ipynb #0d164f4c
 def close_pairs(a: np.ndarray, # hashes, uint64 [N]
                 b: np.ndarray, # hashes, uint64 [M]
                 distance: int = 4 # bits that may differ, 0..64
@@ -152,7 +154,7 @@ def close_pairs(a: np.ndarray, # hashes, uint64 [N]
     i, j, bits = np.concatenate(found).T
     return i, j, bits
 
-# %% ../nbs/01_eda.ipynb #ca478eda
+# %% ../nbs/01_eda.ipynb #c4223425
 def _small_grey(images: Tensor) -> Tensor:
     "Each image as 32×32 grey with mean 0 and length 1, float32 [N, 1024]; blank ones stay 0"
     parts = [F.adaptive_avg_pool2d(x.float().mean(1, keepdim=True), 32).flatten(1) for x in images.split(256)]
@@ -186,7 +188,7 @@ def find_duplicates(data: LabeledImages, # images to compare with each other
     "Pairs of images that are copies, exact or nearly; does not see mirrored, turned or cropped ones; raises TypeError for no LabeledImages, ValueError for a distance outside 0..64"
     return _copies(data, data, ('first', 'second'), distance, likeness)
 
-# %% ../nbs/01_eda.ipynb #686a369c
+# %% ../nbs/01_eda.ipynb #b7c1c19b
 def find_leaks(train: LabeledImages, # training part
                test: LabeledImages, # test part; its images may have another size
                distance: int = 4, # bits of the perceptual hash that may differ, 0..64
@@ -195,7 +197,7 @@ def find_leaks(train: LabeledImages, # training part
     "Test images that are copies of training images, exact or nearly; raises ValueError for a distance outside 0..64"
     return _copies(train, test, ('train', 'test'), distance, likeness)
 
-# %% ../nbs/01_eda.ipynb #2dbe7a8b
+# %% ../nbs/01_eda.ipynb #2ff9af64
 def label_suspects(X: np.ndarray, # features, [N, D]
                    y: np.ndarray, # labels to doubt, [N]
                    groups: np.ndarray | None = None, # one value an image; copies of one picture must share theirs; all different if None
@@ -212,7 +214,7 @@ def label_suspects(X: np.ndarray, # features, [N, D]
     svc, knn = (cross_val_predict(m, X, y, cv=folds, groups=groups) for m in (SVC(C=10), KNeighborsClassifier(5)))
     return pd.DataFrame({'given': y, 'svc': svc, 'knn': knn, 'suspect': (svc != y) & (knn == svc)})
 
-# %% ../nbs/01_eda.ipynb #f78d4ceb
+# %% ../nbs/01_eda.ipynb #723bff90
 def _square_crops(x: Tensor, boxes: pd.DataFrame, size: int) -> Tensor:
     "Cut a square around each box out of float images [N, 1, H, W], resized bilinearly to [N, size*size]"
     box = torch.tensor(boxes[['x0', 'y0', 'x1', 'y1']].to_numpy(np.float32))
@@ -229,7 +231,7 @@ def object_features(data: LabeledImages, # with masks, or boxes in meta, or neit
     x = _square_crops(x, data.meta, size) if 'x0' in data.meta else F.adaptive_avg_pool2d(x, size).flatten(1)
     return ((x - x.mean(1, keepdim=True))/x.std(1, keepdim=True, correction=0).clamp(min=1e-6)).numpy()
 
-# %% ../nbs/01_eda.ipynb #48d4b496
+# %% ../nbs/01_eda.ipynb #8e93aa82
 class Finding(NamedTuple):
     "One turn of the loop: a question, what was measured, and what follows from it"
     question: str # what you wanted to know
@@ -238,7 +240,7 @@ class Finding(NamedTuple):
     decision: str # what you do, if so
     lesson: str # where the course does it
 
-# %% ../nbs/01_eda.ipynb #d352f79a
+# %% ../nbs/01_eda.ipynb #62d3b438
 def _ask_files(train: LabeledImages, test: LabeledImages) -> Finding:
     "Acts on the first file left out"
     skipped = {p: why for part in (train, test) for p, why in part.meta.attrs.get('skipped', {}).items()}
@@ -299,7 +301,7 @@ def _ask_labels(train: LabeledImages, test: LabeledImages) -> Finding:
     share = label_suspects(object_features(train), train.labels.numpy()).suspect.mean()
     return Finding(question, f'{share:.1%} of the labels are doubted by two models', bool(share > .02), 'reread the suspects; use a loss that forgives wrong labels', '06, 12')
 
-# %% ../nbs/01_eda.ipynb #fbf9147f
+# %% ../nbs/01_eda.ipynb #2f0a304b
 QUESTIONS: tuple[Callable[[LabeledImages, LabeledImages], Finding], ...] = (
     _ask_files, _ask_sizes, _ask_scale, _ask_objects, _ask_balance, _ask_light, _ask_leaks, _ask_copies, _ask_labels) # asked in this order
 

@@ -8,7 +8,7 @@ Docs: https://OWNER.github.io/course_lib/preprocessing.html.md"""
 __all__ = ['BOX', 'bilinear_weights', 'resize', 'resize_images', 'crop_boxes', 'horizontal_flip', 'rotate', 'random_shift',
            'random_rotate', 'held_out_predictions', 'compare_augmentations']
 
-# %% ../nbs/02_preprocessing.ipynb #b466641a
+# %% ../nbs/02_preprocessing.ipynb #95a2e794
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .datasets import LabeledImages
 
-# %% ../nbs/02_preprocessing.ipynb #7d50a612
+# %% ../nbs/02_preprocessing.ipynb #60cb3d39
 def bilinear_weights(n_in: int, # pixels of the old row
                      n_out: int, # pixels of the new row
                      antialias: bool = True # when shrinking, average over all pixels in between?
@@ -38,7 +38,7 @@ def bilinear_weights(n_in: int, # pixels of the old row
     weights = (1 - (torch.arange(n_in) - centre[:, None]).abs()/reach).clamp(min=0)
     return weights/weights.sum(1, keepdim=True)
 
-# %% ../nbs/02_preprocessing.ipynb #b15d6080
+# %% ../nbs/02_preprocessing.ipynb #81bd9eba
 def _as_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
     "Round if `dtype` holds whole numbers (and clamp uint8 to 0..255), else only convert"
     if not dtype.is_floating_point: values = values.round()
@@ -61,7 +61,7 @@ def resize(image: Tensor, # uint8 or float, [..., H, W]
     rows, columns = (bilinear_weights(*n, antialias).to(image.device) for n in ((h, new_h), (w, new_w)))
     return _as_dtype(rows @ image.float() @ columns.T, image.dtype)
 
-# %% ../nbs/02_preprocessing.ipynb #7de2987c
+# %% ../nbs/02_preprocessing.ipynb #51762c51
 def resize_images(images: Tensor, # uint8 or float, [N, C, H, W]
                   size: int, # side of the square result, pixels
                   how: str = 'letterbox' # 'squash', 'crop' or 'letterbox'
@@ -79,7 +79,7 @@ def resize_images(images: Tensor, # uint8 or float, [N, C, H, W]
         return F.pad(resize(images, (new_h, new_w)), (left, size - new_w - left, top, size - new_h - top))
     raise ValueError(f"how is {how!r}, expected 'squash', 'crop' or 'letterbox'.")
 
-# %% ../nbs/02_preprocessing.ipynb #eb1fc879
+# %% ../nbs/02_preprocessing.ipynb #85b568a7
 BOX = ('x0', 'y0', 'x1', 'y1') # columns of meta: left, top, right, bottom, pixels, half-open
 
 def _check_boxes(data: LabeledImages, boxes: Tensor | np.ndarray | Sequence | None) -> Tensor: # float64, [N, 4]
@@ -97,7 +97,7 @@ def _check_boxes(data: LabeledImages, boxes: Tensor | np.ndarray | Sequence | No
     if outside.any(): raise ValueError(f'box {outside.int().argmax()} is {boxes[outside][0].tolist()}, wholly outside the {w}×{h} image; are the units pixels?')
     return boxes
 
-# %% ../nbs/02_preprocessing.ipynb #5bce4bb7
+# %% ../nbs/02_preprocessing.ipynb #dbfa6ce2
 def _place(boxes: Tensor, # whole numbers, [N, 4]
            size: int | Sequence[int] | None, # of the result; None: as large as the largest box, nothing resampled
            how: str # 'letterbox' or 'squash'
@@ -137,7 +137,7 @@ def _move_boxes(meta: pd.DataFrame, crop: Tensor, new: Tensor, corner: Tensor) -
     moved = (meta[list(BOX)].to_numpy(dtype=float) - crop[:, :2].repeat(1, 2).numpy())*scale + corner.flip(1).repeat(1, 2).numpy()
     return meta.assign(**dict(zip(BOX, moved.T)))
 
-# %% ../nbs/02_preprocessing.ipynb #166849ac
+# %% ../nbs/02_preprocessing.ipynb #99dc630f
 def crop_boxes(data: LabeledImages,
                boxes: Tensor | np.ndarray | Sequence | None = None, # [N, 4], x0, y0, x1, y1, half-open pixels; meta's columns if None
                pad: float = 0., # margin on each side, as a share of the box's longer side
@@ -158,13 +158,13 @@ def crop_boxes(data: LabeledImages,
     masks = None if data.masks is None else (cut(data.masks[:, None])[:, 0] >= .5).to(torch.uint8)
     return dataclasses.replace(data, images=_as_dtype(cut(data.images), torch.uint8), masks=masks, meta=_move_boxes(data.meta, whole, new, corner))
 
-# %% ../nbs/02_preprocessing.ipynb #1171822b
+# %% ../nbs/02_preprocessing.ipynb #6cfa7419
 def horizontal_flip(image: Tensor # [..., H, W]
                    ) -> Tensor: # same shape and dtype
     "Mirror left and right, as torchvision's `horizontal_flip`"
     return image.flip(-1)
 
-# %% ../nbs/02_preprocessing.ipynb #5701f22e
+# %% ../nbs/02_preprocessing.ipynb #2a05820d
 def rotate(image: Tensor, # uint8 or float, [H, W], [C, H, W] or [N, C, H, W]
            angle: float | Tensor # degrees, counter-clockwise; a tensor [N] gives each image its own
           ) -> Tensor: # same shape and dtype; black where nothing was
@@ -179,7 +179,7 @@ def rotate(image: Tensor, # uint8 or float, [H, W], [C, H, W] or [N, C, H, W]
     grid = torch.stack([(xs*cos - ys*sin)*2/w, (xs*sin + ys*cos)*2/h], dim=-1)
     return _as_dtype(F.grid_sample(x.float(), grid, align_corners=False), image.dtype).view_as(image)
 
-# %% ../nbs/02_preprocessing.ipynb #0ccb540d
+# %% ../nbs/02_preprocessing.ipynb #997c5401
 def random_shift(images: Tensor, # [B, C, H, W]
                  pixels: int = 1 # farthest shift in each direction
                 ) -> Tensor: # same shape; black where nothing was, nothing wraps around
@@ -192,7 +192,7 @@ def random_shift(images: Tensor, # [B, C, H, W]
     padded = F.pad(images, (pixels,)*4).movedim(1, -1)
     return padded[torch.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
-# %% ../nbs/02_preprocessing.ipynb #150d571d
+# %% ../nbs/02_preprocessing.ipynb #7e1a9635
 def random_rotate(images: Tensor, # [B, C, H, W]
                   degrees: float = 10. # largest angle to either side
                  ) -> Tensor: # same shape
@@ -200,7 +200,7 @@ def random_rotate(images: Tensor, # [B, C, H, W]
     if degrees < 0: raise ValueError(f'degrees is {degrees}, expected 0 or more; it turns to both sides.')
     return rotate(images, torch.empty(len(images)).uniform_(-degrees, degrees))
 
-# %% ../nbs/02_preprocessing.ipynb #cfd8c627
+# %% ../nbs/02_preprocessing.ipynb #19af050a
 def _grouped_folds(data: LabeledImages, groups: str | None, folds: int, seed: int) -> Iterator:
     "GroupKFold on a column of meta (`writer` if it is there), else StratifiedKFold; raises ValueError for an unknown column or too few groups"
     if groups is not None and groups not in data.meta: raise ValueError(f'meta has no column {groups!r}, only {list(data.meta.columns)}.')
@@ -220,7 +220,7 @@ def _altered(augment: Callable, images: Tensor) -> Tensor:
         raise ValueError(f'the variant gave values up to {out.max():.3g} for bytes up to {images.max()}; it must keep the units.')
     return out
 
-# %% ../nbs/02_preprocessing.ipynb #16cb28d0
+# %% ../nbs/02_preprocessing.ipynb #a087b9a7
 def held_out_predictions(data: LabeledImages,
                          augment: Callable | None = None, # batch [B, C, H, W] -> altered batch; only training images are altered
                          seed: int = 0, # of the folds and of torch's random numbers, which are put back afterwards
@@ -241,7 +241,7 @@ def held_out_predictions(data: LabeledImages,
             preds[test] = torch.as_tensor(fitted.predict(features(data.images[test])))
     return preds
 
-# %% ../nbs/02_preprocessing.ipynb #b94f75f9
+# %% ../nbs/02_preprocessing.ipynb #253877d9
 def compare_augmentations(data: LabeledImages,
                           variants: dict[str, Callable | None], # name -> batch [B, C, H, W] to altered batch of the same shape and units
                           seeds: int = 3, # repetitions, seeds 0..seeds-1

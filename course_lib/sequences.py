@@ -330,8 +330,8 @@ class LanguageModel(nn.Module):
         h, state = self.body(self.embed(ids), state)
         return self.head(h), state
 
-# %% ../nbs/22_sequences.ipynb #e85931b2
-BUDGET = dict(steps=400, bs=8, seq_len=128, lr=1e-2) # the training of every network in the table of lessons 22 to 24
+# %% ../nbs/22_sequences.ipynb #25281e75
+BUDGET = dict(steps=400, bs=16, seq_len=64, lr=2e-2) # the training of every network in the table of lessons 22 to 24
 
 # %% ../nbs/22_sequences.ipynb #7247072b
 def _batches(ids: Tensor, steps: int, bs: int, seq_len: int, seed: int, carry: bool): # yields int64 [bs, seq_len + 1]

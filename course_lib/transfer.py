@@ -21,7 +21,6 @@ import course_lib
 from .dataloading import NormalizeImages, dataloaders
 from .datasets import LabeledImages, digits, glyph_fonts, glyphs
 from .modules import save_weights
-from .tools.fast import FastLearner
 from .tools.files import write_whole
 from .tools.models import make_model, pixel_stats, standardise
 
@@ -35,6 +34,7 @@ import torchvision
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import get_c
+from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.torch_core import no_random
@@ -485,12 +485,12 @@ def image_learner(data: LabeledImages | tuple[LabeledImages, LabeledImages] | Da
                   train_tfm: Callable | list | None = None, # for training batches alone (augmentation); not with loaders
                   device: str | torch.device | None = None, # the GPU if there is one, if None; not with loaders
                   **kwargs # for fastai's Learner: lr, opt_func, wd, splitter, path, ...
-                 ) -> FastLearner: # a fastai Learner; nothing is frozen yet; `fine_tune` and `freeze` know the layer groups
+                 ) -> Learner: # nothing is frozen yet; `fine_tune` and `freeze` know the layer groups
     "From images to a fastai Learner; raises TypeError or ValueError for what does not fit together, ConnectionError where weights cannot be had"
     sides = _two_sides(data, valid)
     if sides is None and (train_tfm is not None or device is not None): raise ValueError('train_tfm and device belong to the loaders, which you made yourself; pass them to course_lib.dataloading.dataloaders instead.')
     model, stats = _model_for(arch, *_facts(data, sides), pretrained)
     dls = data if sides is None else dataloaders(*sides, bs, None if stats is None else NormalizeImages(*stats), device, train_tfm, drop_last=len(sides[0]) > bs)
     cbs = [] if cbs is None else list(cbs) if isinstance(cbs, (list, tuple)) else [cbs]
-    return FastLearner(dls, model.to(memory_format=torch.channels_last), CrossEntropyLossFlat() if loss_func is None else loss_func, metrics=accuracy if metrics is None else metrics,
+    return Learner(dls, model.to(memory_format=torch.channels_last), CrossEntropyLossFlat() if loss_func is None else loss_func, metrics=accuracy if metrics is None else metrics,
                    cbs=cbs + _precision(dls.device), **{'splitter': layer_groups, **kwargs})

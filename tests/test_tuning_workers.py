@@ -250,6 +250,7 @@ def test_killed_at_random_moments(team, postgres, capsys):
     so_far = sum(t['state'] == 'COMPLETE' for t in team.trials())
     assert 0 < so_far < 1000
     time.sleep(2*HEARTBEAT + .5)
+    found_in_the_storm = {t['number'] for t in team.trials() if t['state'] == 'FAIL'}
     team.run(so_far + 8)
     trials = team.trials()
     complete = check(trials, so_far + 8)
@@ -258,7 +259,7 @@ def test_killed_at_random_moments(team, postgres, capsys):
     assert max(begun.values()) == 1
     first = lambda t: t['number'] if t['retry_of'] is None else t['retry_of']
     orphans, retried = {first(t) for t in trials if t['state'] == 'FAIL'}, {t['retry_of'] for t in trials if t['retry_of'] is not None}
-    assert orphans >= retried and len(orphans - retried) <= 1, 'what was found dead was tried again (unless the finder was killed before it could)'
+    assert orphans >= retried >= {first(t) for t in trials if t['state'] == 'FAIL' and t['number'] not in found_in_the_storm}, 'what was found dead was tried again (unless its finder was killed, too, before it could)'
     assert states['FAIL'] + states['RUNNING'] <= kills, 'each killed worker had one trial at most'   # RUNNING: killed before its first sign of life, which Optuna cannot know
     with capsys.disabled(): print(f'\n{kills} kills at random moments: {dict(states)}')
 

@@ -8,7 +8,7 @@ Docs: https://OWNER.github.io/course_lib/tools/grading.html.md"""
 __all__ = ['FAMILY', 'EXERCISES', 'kind_of', 'shorten', 'show_value', 'difference', 'Fail', 'require', 'close', 'equal', 'given',
            'grad', 'cost', 'Exercise', 'exercise', 'quiz_key', 'letters', 'quiz', 'ask_text', 'quiz_solution']
 
-# %% ../../nbs/tools/grading.ipynb #052df107
+# %% ../../nbs/tools/grading.ipynb #9301d7ec
 import copy
 import dataclasses
 import functools
@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../nbs/tools/grading.ipynb #c2970857
+# %% ../../nbs/tools/grading.ipynb #ad1a70db
 def _array(x): # a Tensor, Series or array as a numpy array
     if hasattr(x, 'detach'):
         x = x.detach().cpu()
         if x.dtype.is_floating_point and x.dtype.itemsize < 4: x = x.float()
     return np.asarray(x)
 
-# %% ../../nbs/tools/grading.ipynb #ade52d99
+# %% ../../nbs/tools/grading.ipynb #6d97b427
 def kind_of(x: Any # any value
            ) -> str: # 'number', 'Tensor', 'list', 'text', ... or the name of the class
     "The family in which values can be compared; a Tensor or array without dimensions is a number"
@@ -39,7 +39,7 @@ def kind_of(x: Any # any value
         if isinstance(x, cls): return name
     return next((o.__name__ for o in type(x).__mro__ if o.__name__ in ('Tensor', 'DataFrame', 'Series', 'Index')), type(x).__name__)
 
-# %% ../../nbs/tools/grading.ipynb #3e12431e
+# %% ../../nbs/tools/grading.ipynb #151058c4
 def shorten(text: str, # any text
             limit: int = 160 # characters
            ) -> str: # at most `limit` characters, on one line
@@ -47,7 +47,7 @@ def shorten(text: str, # any text
     text = ' '.join(text.split())
     return text if len(text) <= limit else f'{text[:limit - 30]} ... {text[-25:]}'
 
-# %% ../../nbs/tools/grading.ipynb #7da007f6
+# %% ../../nbs/tools/grading.ipynb #91a06d43
 def _numbers(x): # a small array as text
     with np.printoptions(threshold=16, edgeitems=2, precision=4, suppress=True, linewidth=10**6): text = np.array2string(x, separator=', ')
     return re.sub(r'(?<=\d)\.(?=[,\]])', '.0', re.sub(r'\s+', ' ', text).replace('[ ', '['))
@@ -69,7 +69,7 @@ def show_value(x: Any # any value
     if kind == 'dict': return shorten('{' + ', '.join(f'{k!r}: {show_value(v)}' for k, v in list(x.items())[:20]) + '}')
     return shorten(getattr(x, '__name__', None) or repr(x))
 
-# %% ../../nbs/tools/grading.ipynb #c5968233
+# %% ../../nbs/tools/grading.ipynb #6a567a5b
 FAMILY = dict(b='True/False', i='whole numbers', u='whole numbers', f='fractions', c='complex numbers')
 
 def _array_difference(got, expected, rel, abs, dtype):
@@ -88,7 +88,7 @@ def _array_difference(got, expected, rel, abs, dtype):
     where = tuple(np.argwhere(~same)[0].tolist())
     return f'at {list(where)} it is {show_value(a[where])}, expected {show_value(b[where])}; {(~same).sum()} of {same.size} values differ'
 
-# %% ../../nbs/tools/grading.ipynb #eb925fba
+# %% ../../nbs/tools/grading.ipynb #67a406ec
 def _named(kind): # with its article
     return {'NoneType': 'None', 'list': 'a list or tuple'}.get(kind) or f'{"an" if kind[0] in "aeiouAEIOU" else "a"} {kind}'
 
@@ -123,7 +123,7 @@ def difference(got: Any, # what came
     same = got is expected or got == expected or (got != got and expected != expected) # NaT and NA are not equal to themselves
     return None if same else f'it is {show_value(got)}'
 
-# %% ../../nbs/tools/grading.ipynb #5b64c180
+# %% ../../nbs/tools/grading.ipynb #5c43d9fa
 class Fail(AssertionError):
     "An answer is wrong, and this is what its author reads; `fixed`: in a case that can be followed by hand"
     def __init__(self,
@@ -137,7 +137,7 @@ class Fail(AssertionError):
         self.fixed = fixed
         super().__init__('; '.join(f'{k}: {v}' for k, v in self.parts))
 
-# %% ../../nbs/tools/grading.ipynb #8e28cfe8
+# %% ../../nbs/tools/grading.ipynb #3019a705
 def require(condition: bool, # what must hold
             expected: str, # the same in words
             got: Any = None, # what came: text, or a value
@@ -148,7 +148,7 @@ def require(condition: bool, # what must hold
     "Raise `Fail` unless the condition holds"
     if not condition: raise Fail(expected, got if got is None or isinstance(got, str) else show_value(got), given, look, fixed)
 
-# %% ../../nbs/tools/grading.ipynb #bf840984
+# %% ../../nbs/tools/grading.ipynb #bfe4cbb1
 def close(got: Any, # what came
           expected: Any, # what should have come
           rel: float = 1e-5, # relative tolerance
@@ -168,7 +168,7 @@ def close(got: Any, # what came
     came = show_value(got) if where == f'it is {show_value(got)}' else f'{show_value(got)}: {where}'
     raise Fail(prefix + show_value(expected), prefix + came, given, next(known, look), fixed)
 
-# %% ../../nbs/tools/grading.ipynb #9bc3eb79
+# %% ../../nbs/tools/grading.ipynb #d786e47f
 def equal(got: Any, # what came
           expected: Any, # what should have come
           **kw: Any # as for `close`
@@ -176,7 +176,7 @@ def equal(got: Any, # what came
     "`close` without tolerance"
     close(got, expected, **{'rel': 0., 'abs': 0., **kw})
 
-# %% ../../nbs/tools/grading.ipynb #67749d36
+# %% ../../nbs/tools/grading.ipynb #acb1ce69
 class given:
     "One case: named inputs, passed to the answer by position, as fresh copies"
     def __init__(self, **inputs: Any): # in the order of the answer's parameters
@@ -184,7 +184,7 @@ class given:
     def copies(self) -> list: # values
         return copy.deepcopy(list(self.inputs.values()))
 
-# %% ../../nbs/tools/grading.ipynb #c75377fc
+# %% ../../nbs/tools/grading.ipynb #cfe325eb
 @patch
 def call(self: given,
          answer: Callable # the learner's function
@@ -199,7 +199,7 @@ def call(self: given,
         if d := difference(new, old): raise Fail(f'`{name}` as it was', f'changed its input `{name}`: {d}', self.inputs, 'Work on a copy, or build a new value.', self.fixed)
     return out
 
-# %% ../../nbs/tools/grading.ipynb #88b945f9
+# %% ../../nbs/tools/grading.ipynb #f66f5ef8
 @patch
 def expect(self: given,
            expected: Any, # the output, worked out by hand
@@ -210,7 +210,7 @@ def expect(self: given,
     self.fixed = True
     close(self.call(answer), expected, given=self.inputs, fixed=True, **kw)
 
-# %% ../../nbs/tools/grading.ipynb #8f58eaef
+# %% ../../nbs/tools/grading.ipynb #f63d49ac
 @patch
 def expect_like(self: given,
                 reference: Callable, # gives the expected output
@@ -224,7 +224,7 @@ def expect_like(self: given,
     mistakes = {k: v(*self.copies()) for k, v in (mistakes or {}).items()} if difference(got, expected) else {}
     close(got, expected, given=self.inputs, mistakes=mistakes, **kw)
 
-# %% ../../nbs/tools/grading.ipynb #ced823d9
+# %% ../../nbs/tools/grading.ipynb #8b39ae45
 @patch
 def expect_error(self: given,
                  error: type[Exception], # what must be raised
@@ -238,7 +238,7 @@ def expect_error(self: given,
         raise
     raise Fail(f'{error.__name__} is raised', show_value(out), self.inputs, look)
 
-# %% ../../nbs/tools/grading.ipynb #e722a1b5
+# %% ../../nbs/tools/grading.ipynb #d15badb7
 def grad(f: Callable, # differentiable function
          x: Any, # Tensor to take the gradient at
          *args: Any # further arguments
@@ -250,7 +250,7 @@ def grad(f: Callable, # differentiable function
     out.sum().backward()
     return x.grad
 
-# %% ../../nbs/tools/grading.ipynb #f4e2efd4
+# %% ../../nbs/tools/grading.ipynb #fdee92d7
 def cost(answer: Callable, # the learner's function
          reference: Callable, # a reasonable solution
          *args: Any, # the inputs of both
@@ -258,20 +258,20 @@ def cost(answer: Callable, # the learner's function
          rounds: int = 5, # interleaved rounds; the best of each side counts
          look: str = 'Is there a Python loop over the samples?' # where to look next
         ) -> None:
-    "Raise `Fail` when the answer takes far more time than the reference, measured side by side"
+    "Raise `Fail` when the answer takes far more processor time than the reference, measured side by side"
     best = [float('inf')]*2
     for i in range(rounds):
         for side, f in enumerate((answer, reference)):
-            start = time.perf_counter()
+            start = time.process_time()
             f(*args)
-            best[side] = min(best[side], time.perf_counter() - start)
-        if best[0] <= at_most * best[1]: return
+            best[side] = min(best[side], time.process_time() - start)
+        if i and best[0] <= at_most * best[1]: return     # not after the first round: whoever is first pays for what both need
         if i and best[0] > 3 * at_most * best[1]: break     # no doubt left
     given = {f'argument {i}': o for i, o in enumerate(args, 1)}
     over = at_most*3 if best[0] > 3 * at_most * best[1] else at_most     # a round number: the same answer gets the same message
     raise Fail(f'at most {at_most:g} times the time of a solution without a loop', f'more than {over:g} times', given, look)
 
-# %% ../../nbs/tools/grading.ipynb #9cf32941
+# %% ../../nbs/tools/grading.ipynb #9af6cbe1
 @dataclasses.dataclass
 class Exercise:
     "A grader and what the learner is told about it"
@@ -286,14 +286,14 @@ class Exercise:
     choices: Callable | None = None # a quiz: computes the key
     def __call__(self, answer: Any) -> None: self.grade(answer)
 
-# %% ../../nbs/tools/grading.ipynb #390a5c23
+# %% ../../nbs/tools/grading.ipynb #3a9dced1
 EXERCISES: dict[str, Exercise] = {}     # those defined in this process, by id
 
 def _register(o): # keep an exercise, or replace the one of this id
     EXERCISES[o.id] = o
     return o
 
-# %% ../../nbs/tools/grading.ipynb #546e39f2
+# %% ../../nbs/tools/grading.ipynb #98cd423f
 def exercise(id: str, # 'lesson.name'
              title: str, # a few words
              level: int, # 1 easy, 2 middle, 3 hard
@@ -306,7 +306,7 @@ def exercise(id: str, # 'lesson.name'
     if len(hints) < 2: raise ValueError(f'{id}: an exercise has at least two hints, got {len(hints)}.')
     return lambda grade: _register(Exercise(id, title, level, minutes, hints, grade, seconds, memory))
 
-# %% ../../nbs/tools/grading.ipynb #01bc7195
+# %% ../../nbs/tools/grading.ipynb #22a7a8dd
 def quiz_key(quiz: Exercise # made by `quiz`
             ) -> float | dict[str, bool | str]: # a number, or choice -> True or why it is wrong
     "Compute the key; raises ValueError unless some choice is right, and every other one says why not"
@@ -316,7 +316,7 @@ def quiz_key(quiz: Exercise # made by `quiz`
     if True not in key.values() or False in key.values(): raise ValueError(f'{quiz.id}: each choice is True or says why not, and one is True; got {key}')
     return key
 
-# %% ../../nbs/tools/grading.ipynb #820b865a
+# %% ../../nbs/tools/grading.ipynb #9421c32d
 def letters(quiz: Exercise, # made by `quiz`
             key: Mapping # choice -> True, or why it is wrong
            ) -> dict[str, str]: # letter -> choice
@@ -325,7 +325,7 @@ def letters(quiz: Exercise, # made by `quiz`
     random.Random(quiz.id).shuffle(texts)
     return dict(zip('abcdefghij', texts))
 
-# %% ../../nbs/tools/grading.ipynb #9bfb3eb5
+# %% ../../nbs/tools/grading.ipynb #f63209bc
 def _grade_choice(quiz, key, answer): # raises Fail unless a right choice was made
     choices = letters(quiz, key)
     text = choices.get(str(answer).strip().lower(), answer)
@@ -338,7 +338,7 @@ def _grade_quiz(quiz, answer):
     require(kind_of(answer) == 'number', 'a number', answer)
     require(difference(float(answer), key, rel=.01) is None, 'another number (within 1%)', answer, look='Compute it in a cell. Is it a share or a percentage?')
 
-# %% ../../nbs/tools/grading.ipynb #866fd175
+# %% ../../nbs/tools/grading.ipynb #44be2c23
 def quiz(id: str, # 'lesson.name'
          title: str, # a few words
          level: int, # 1 easy, 2 middle, 3 hard
@@ -354,7 +354,7 @@ def quiz(id: str, # 'lesson.name'
         return _register(quiz)
     return decorate
 
-# %% ../../nbs/tools/grading.ipynb #23ff94fb
+# %% ../../nbs/tools/grading.ipynb #939a8fcc
 def ask_text(quiz: Exercise # made by `quiz`
             ) -> str: # markdown
     "The question, and its choices with their letters"
@@ -362,7 +362,7 @@ def ask_text(quiz: Exercise # made by `quiz`
     if not isinstance(key, Mapping): return question + ' Answer with a number.'
     return '\n'.join([question, '', *(f'- **{letter})** {text}' for letter, text in letters(quiz, key).items())])
 
-# %% ../../nbs/tools/grading.ipynb #868c6858
+# %% ../../nbs/tools/grading.ipynb #d582a612
 def quiz_solution(quiz: Exercise # made by `quiz`
                  ) -> str: # markdown
     "The right answer in words"
