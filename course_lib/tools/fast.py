@@ -101,7 +101,7 @@ def _show(learn: FastLearner, cb: ProgressCallback) -> Callable:
         bar.update(done)
     return after_batch
 
-# %% ../../nbs/tools/fast.ipynb #6918f705
+# %% ../../nbs/tools/fast.ipynb #a23eb023
 _COMBINED = combine_scheds([1.], [None]).__code__
 
 def _quick_sched(sched: Callable) -> Callable:
@@ -116,11 +116,19 @@ def _quick_sched(sched: Callable) -> Callable:
         return parts[i](((pos - starts[i])/lengths[i]).item())
     return value
 
+_OWN = Optimizer.set_hyper, Optimizer._set_hyper
+
+def _set_hyper(opt: Optimizer, name: str, value: object) -> None:
+    "`opt.set_hyper(name, value)`, as plain numbers: with one of NumPy's each operation of the optimizer takes longer"
+    values = value.tolist() if type(value) is np.ndarray and value.ndim == 1 else [value]*len(opt.hypers) if type(value) is float else []
+    if len(values) != len(opt.hypers) or (type(opt).set_hyper, type(opt)._set_hyper) != _OWN: return opt.set_hyper(name, value)
+    for hyper, v in zip(opt.hypers, values): hyper[name] = v
+
 def _schedule(learn: FastLearner, cb: ParamScheduler) -> Callable:
     "Set the scheduled numbers"
     scheds = {name: _quick_sched(sched) for name, sched in cb.scheds.items()}
     def before_batch():
-        for name, sched in scheds.items(): learn.opt.set_hyper(name, sched(learn.pct_train))
+        for name, sched in scheds.items(): _set_hyper(learn.opt, name, sched(learn.pct_train))
     return before_batch
 
 # %% ../../nbs/tools/fast.ipynb #f6480469
