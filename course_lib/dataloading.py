@@ -8,7 +8,7 @@ Docs: https://OWNER.github.io/course_lib/dataloading.html.md"""
 __all__ = ['PART', 'Dataset', 'ImageDataset', 'Sampler', 'BatchSampler', 'collate', 'DataLoader', 'TensorDataLoader',
            'NormalizeImages', 'dataloaders', 'JpegFolderLoader', 'balanced_weights', 'WeightedSampler']
 
-# %% ../nbs/03_dataloading.ipynb #5012a49e
+# %% ../nbs/03_dataloading.ipynb #5aec7637
 import importlib.util
 import itertools
 import tempfile
@@ -29,13 +29,13 @@ from fastai.torch_core import TensorImage, default_device
 from fastcore.basics import patch
 from torch import Tensor
 
-# %% ../nbs/03_dataloading.ipynb #795e0170
+# %% ../nbs/03_dataloading.ipynb #03832b21
 class Dataset:
     "Anything that has a length and gives item number `i`; subclasses define both methods"
     def __len__(self) -> int: raise NotImplementedError(f'{type(self).__name__} has no __len__: return the number of items.')
     def __getitem__(self, i: int) -> tuple: raise NotImplementedError(f'{type(self).__name__} has no __getitem__: return item number i, prepared.')
 
-# %% ../nbs/03_dataloading.ipynb #7f599597
+# %% ../nbs/03_dataloading.ipynb #5c740bcb
 class ImageDataset(Dataset):
     "The images of a `LabeledImages`, one at a time: float32 [C, H, W] from 0 to 1, and the label"
     def __init__(self,
@@ -50,7 +50,7 @@ class ImageDataset(Dataset):
         image = self.data.images[i].float() / 255
         return (image if self.tfm is None else self.tfm(image)), int(self.data.labels[i])
 
-# %% ../nbs/03_dataloading.ipynb #c1b4740b
+# %% ../nbs/03_dataloading.ipynb #65487449
 class Sampler:
     "The positions 0 to n-1 in order, or shuffled anew at each pass as torch's RandomSampler; raises ValueError for nothing to shuffle"
     def __init__(self,
@@ -70,7 +70,7 @@ class Sampler:
         yield from torch.randperm(n, generator=generator).tolist()
         torch.randperm(n, generator=generator) # torch draws a second order and uses none of it; your generator must end where theirs does
 
-# %% ../nbs/03_dataloading.ipynb #eed08f83
+# %% ../nbs/03_dataloading.ipynb #a37c11a1
 class BatchSampler:
     "Cut the positions of a sampler into lists of `batch_size`; raises ValueError for a size below 1"
     def __init__(self,
@@ -88,7 +88,7 @@ class BatchSampler:
         while batch := list(itertools.islice(positions, self.batch_size)):
             if len(batch) == self.batch_size or not self.drop_last: yield batch
 
-# %% ../nbs/03_dataloading.ipynb #2bdcf3e2
+# %% ../nbs/03_dataloading.ipynb #edf9a0d1
 def collate(batch: Sequence # items of one kind
            ) -> object: # the same structure with tensors [B, ...] at its leaves
     "Stack items as torch's `default_collate`; raises ValueError for no items, RuntimeError for unequal ones, TypeError for what cannot be stacked"
@@ -105,7 +105,7 @@ def collate(batch: Sequence # items of one kind
     parts = [collate(part) for part in zip(*batch)]
     return type(first)(*parts) if hasattr(first, '_fields') else parts
 
-# %% ../nbs/03_dataloading.ipynb #76ee53dd
+# %% ../nbs/03_dataloading.ipynb #341c4f8e
 class DataLoader:
     "Batches of a data set, the same as torch's for the same seed; workers are threads. Raises ValueError for two orders at once or workers below 0"
     def __init__(self,
@@ -133,7 +133,7 @@ class DataLoader:
         draw_seed(self.generator) # torch draws a seed for its workers first, also when it has none
         return prefetch(self.fetch, self.batch_sampler, self.num_workers)
 
-# %% ../nbs/03_dataloading.ipynb #2d992bd3
+# %% ../nbs/03_dataloading.ipynb #57655602
 class TensorDataLoader(BatchLoader):
     "Batches of images in memory, each by one `index_select`; raises ValueError for unequal lengths, no image, bs below 1, or weights without shuffle"
     own = ('reuse', 'keep_on_device')
@@ -158,7 +158,7 @@ class TensorDataLoader(BatchLoader):
         self.reuse, self.keep_on_device = reuse, keep_on_device
         super().__init__(ImageTensors(images, labels, classes, 0 if shuffle else 1), bs, shuffle, drop_last, device, batch_tfm, **kwargs)
 
-# %% ../nbs/03_dataloading.ipynb #0477bd69
+# %% ../nbs/03_dataloading.ipynb #01fba9c8
 @patch
 def batches(self: TensorDataLoader, idxs: Tensor, seed: int) -> Iterator[tuple[Tensor, ...]]:
     "Gather each batch by one `index_select`; for a GPU into pinned memory, or on the GPU itself if the images live there"
@@ -185,7 +185,7 @@ def as_dataset(self: TensorDataLoader, source: object) -> ImageTensors:
     "Images, labelled images, or a list of images or (image, label) pairs, as a data set with this loader's classes"
     return ImageTensors.of(source, self.dataset.vocab)
 
-# %% ../nbs/03_dataloading.ipynb #14e0c403
+# %% ../nbs/03_dataloading.ipynb #224b38a2
 class NormalizeImages(Normalize):
     "Bytes to normalised float32, one multiply-add a pixel (floats are taken as 0 to 1); raises ValueError for other channels or unusable images"
     def __init__(self,
@@ -206,7 +206,7 @@ class NormalizeImages(Normalize):
 
     def encodes(self, x: TensorImage): return self.apply(x.as_subclass(Tensor))
 
-# %% ../nbs/03_dataloading.ipynb #cfa6d031
+# %% ../nbs/03_dataloading.ipynb #dc24cff6
 @patch
 def apply(self: NormalizeImages,
           x: Tensor # [B, C, H, W], uint8, or float from 0 to 1
@@ -225,7 +225,7 @@ def apply(self: NormalizeImages,
     out = self.buffers.empty(x.shape, torch.float32, last).copy_(x) if x.device.type == 'cpu' else x.float()
     return torch.addcmul(add, out, times, out=out)
 
-# %% ../nbs/03_dataloading.ipynb #e03cf050
+# %% ../nbs/03_dataloading.ipynb #d78f6162
 def dataloaders(train: LabeledImages, # to learn from
                 valid: LabeledImages, # to check with; same classes
                 bs: int = 64, # images in a batch
@@ -248,7 +248,7 @@ def dataloaders(train: LabeledImages, # to learn from
     return DataLoaders(TensorDataLoader(train.images, train.labels, bs, True, batch_tfm=batch_transforms(train_tfm) + both, weights=weights, **kwargs),
                        TensorDataLoader(valid.images, valid.labels, bs, False, batch_tfm=both, **{**kwargs, 'drop_last': False}), device=device)
 
-# %% ../nbs/03_dataloading.ipynb #f4e6a858
+# %% ../nbs/03_dataloading.ipynb #d10e1370
 class JpegFolderLoader(BatchLoader):
     "uint8 batches [B, 3, size, size] of a folder with one subfolder a class; raises BadImageFolder naming the unusable files of the listing or of a batch, ValueError for unusable settings"
     own = ('workers',)
@@ -278,7 +278,7 @@ class JpegFolderLoader(BatchLoader):
         ds.scale, ds.skipped = scale, skipped
         super().__init__(ds, bs, **{'shuffle': train, **kwargs})
 
-# %% ../nbs/03_dataloading.ipynb #f4b47ecb
+# %% ../nbs/03_dataloading.ipynb #c448a91d
 PART = 8 # images a thread takes at a time
 
 @patch
@@ -316,7 +316,7 @@ def as_dataset(self: JpegFolderLoader, source: object) -> ImageFiles:
     "A list of files or (file, label) pairs, as a data set with this loader's classes"
     return self.dataset.like(source)
 
-# %% ../nbs/03_dataloading.ipynb #7bff59e0
+# %% ../nbs/03_dataloading.ipynb #ae7587e9
 def balanced_weights(labels: Tensor # int64 [N], class numbers
                     ) -> Tensor: # float64 [N], sums to 1
     "How often to draw each image so that every class comes equally often: one over the size of its class; raises ValueError for unusable labels"
@@ -326,7 +326,7 @@ def balanced_weights(labels: Tensor # int64 [N], class numbers
     weights = 1 / labels.bincount()[labels].double()
     return weights / weights.sum()
 
-# %% ../nbs/03_dataloading.ipynb #76a6f682
+# %% ../nbs/03_dataloading.ipynb #cb189650
 class WeightedSampler:
     "Positions drawn with replacement, by weight, as torch's WeightedRandomSampler; raises ValueError for unusable weights"
     def __init__(self,
