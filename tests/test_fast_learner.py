@@ -7,7 +7,6 @@ import socket
 import sys
 import warnings
 from functools import partial
-from multiprocessing import get_context
 from unittest import mock
 
 import matplotlib
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from apart import APART
 from torch import Tensor, nn
 
 from course_lib.dataloading import dataloaders
@@ -314,11 +314,10 @@ def one_of(rank, n, port, pipe):
 def test_distributed():
     "As far as it goes without GPUs: gloo between two processes on this machine"
     pytest.importorskip('accelerate')
-    apart, port, running = get_context('forkserver'), free_port(), []
-    apart.set_forkserver_preload(['test_fast_learner'])
+    port, running = free_port(), []
     for rank in range(2):
-        here, there = apart.Pipe(duplex=False)
-        process = apart.Process(target=one_of, args=(rank, 2, port, there))
+        here, there = APART.Pipe(duplex=False)
+        process = APART.Process(target=one_of, args=(rank, 2, port, there))
         process.start()
         there.close()
         running.append((here, process))

@@ -1,18 +1,13 @@
 "One test a notebook: it runs from top to bottom, and at least one assertion runs in it"
-import sys
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import pytest
+from apart import APART
 from counting import NBS, NOTEBOOKS, run_notebook
 from nbformat import write
 from nbformat.v4 import new_code_cell, new_notebook, new_raw_cell
 
 PAGES = {'index.ipynb', 'glossary.ipynb'}   # to read, nothing to assert
-
-# Each notebook gets a fresh process, forked from one that has the slow imports behind it (not on macOS: fork is not safe there)
-APART = get_context('forkserver' if sys.platform == 'linux' else 'spawn')
-if sys.platform == 'linux': APART.set_forkserver_preload(['counting', 'fastai.vision.all', 'seaborn', 'sklearn.model_selection'])
 
 
 def run_apart(path, flags=()):

@@ -9,16 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from apart import APART
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='forks trainings from one process that has fastai imported, which is safe on Linux only')
 
-# Each training is a process of its own, forked from one that has the slow imports behind it
-APART = get_context('forkserver')
-if sys.platform == 'linux': APART.set_forkserver_preload(['test_resume', 'fastai.callback.schedule', 'course_lib.training', 'course_lib.dataloading', 'course_lib.tools.folds'])
 EPOCHS, KILLS = 14, 20
 STEPS = [(os, 'open'), (os, 'mkdir'), (os, 'fsync'), (os, 'replace'), (os, 'rename'), (os, 'unlink'), (os, 'rmdir'), (shutil, 'rmtree')]   # what a write is made of
 

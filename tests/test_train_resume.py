@@ -3,14 +3,12 @@ import os
 import random
 import signal
 import time
-from multiprocessing import get_context
 
 import pytest
+from apart import APART
 
 KILLS = 8
 pytestmark = pytest.mark.skipif(os.name != 'posix', reason='kill -9 is for POSIX systems')
-APART = get_context('forkserver')
-APART.set_forkserver_preload(['course_lib.tools.cli', 'course_lib.capstone'])
 
 
 def train(folder, *more):
