@@ -10,7 +10,7 @@ __all__ = ['LETTERS', 'WEIGHTS', 'default_cfgs', 'HELD_OUT_FONTS', 'REGIONS', 'R
            'sample_per_class', 'input_stats', 'extract_features', 'linear_probe', 'layer_groups', 'fit_steps',
            'transfer_score', 'measure_transfer', 'store_transfer', 'image_learner']
 
-# %% ../nbs/05_transfer.ipynb #cc55a4cc
+# %% ../nbs/05_transfer.ipynb #b49ed47b
 import string
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -21,6 +21,7 @@ import course_lib
 from .dataloading import NormalizeImages, dataloaders
 from .datasets import LabeledImages, digits, glyph_fonts, glyphs
 from .modules import save_weights
+from .tools.fast import FastLearner
 from .tools.files import write_whole
 from .tools.models import make_model, pixel_stats, standardise
 
@@ -34,7 +35,6 @@ import torchvision
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import get_c
-from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.torch_core import no_random
@@ -472,7 +472,7 @@ def _precision(device: torch.device | None) -> list[MixedPrecision]:
     if getattr(device, 'type', 'cpu') != 'cuda': return []
     return [MixedPrecision(AMPMode.BF16 if torch.cuda.is_bf16_supported() else AMPMode.FP16)]
 
-# %% ../nbs/05_transfer.ipynb #c9e89436
+# %% ../nbs/05_transfer.ipynb #9f286a6f
 def image_learner(data: LabeledImages | tuple[LabeledImages, LabeledImages] | DataLoaders, # images to split, (train, valid), or loaders, which are taken as they are
                   arch: str | nn.Module | Callable = 'glyphnet', # 'smallcnn', a timm name, a module (taken as it is), or a function such as torchvision's resnet18
                   pretrained: bool = True, # load the weights of a name or a torchvision function
@@ -485,12 +485,12 @@ def image_learner(data: LabeledImages | tuple[LabeledImages, LabeledImages] | Da
                   train_tfm: Callable | list | None = None, # for training batches alone (augmentation); not with loaders
                   device: str | torch.device | None = None, # the GPU if there is one, if None; not with loaders
                   **kwargs # for fastai's Learner: lr, opt_func, wd, splitter, path, ...
-                 ) -> Learner: # nothing is frozen yet; `fine_tune` and `freeze` know the layer groups
+                 ) -> FastLearner: # a fastai Learner; nothing is frozen yet; `fine_tune` and `freeze` know the layer groups
     "From images to a fastai Learner; raises TypeError or ValueError for what does not fit together, ConnectionError where weights cannot be had"
     sides = _two_sides(data, valid)
     if sides is None and (train_tfm is not None or device is not None): raise ValueError('train_tfm and device belong to the loaders, which you made yourself; pass them to course_lib.dataloading.dataloaders instead.')
     model, stats = _model_for(arch, *_facts(data, sides), pretrained)
     dls = data if sides is None else dataloaders(*sides, bs, None if stats is None else NormalizeImages(*stats), device, train_tfm, drop_last=len(sides[0]) > bs)
     cbs = [] if cbs is None else list(cbs) if isinstance(cbs, (list, tuple)) else [cbs]
-    return Learner(dls, model.to(memory_format=torch.channels_last), CrossEntropyLossFlat() if loss_func is None else loss_func, metrics=accuracy if metrics is None else metrics,
+    return FastLearner(dls, model.to(memory_format=torch.channels_last), CrossEntropyLossFlat() if loss_func is None else loss_func, metrics=accuracy if metrics is None else metrics,
                    cbs=cbs + _precision(dls.device), **{'splitter': layer_groups, **kwargs})
