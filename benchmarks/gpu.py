@@ -10,7 +10,6 @@ rate that the training needs at least: three times the operations of a forward p
 `--quick --device cpu` goes through everything once with tiny images, to see that the script works. Results go to results/gpu.json.
 """
 import argparse
-import contextlib
 import os
 import statistics
 import time
@@ -22,8 +21,8 @@ warnings.filterwarnings('ignore')
 import torch
 import torch.nn.functional as F
 import torchvision
-from _racing import ratios, save, speeds
-from course_lib.dataloading import TensorDataLoader
+from _racing import race, ratios, save, speeds
+from course_lib.dataloading import NormalizeImages, TensorDataLoader
 from course_lib.tools.fast import FastLearner, FusedAdamW
 from course_lib.tools.models import small_cnn
 from course_lib.validation import vmap_cross_validate
@@ -48,19 +47,12 @@ def wait(device):
     if device.type == 'cuda': torch.cuda.synchronize()
 
 
-def race(entries, rounds, device):
-    "{name: [(seconds, seconds) of one run, …]}; the entries take turns, the first round warms up"
-    seconds = {name: [] for name in entries}
-    for r in range(rounds + 1):
-        for name, run in entries.items():
-            wait(device)
-            start = time.perf_counter()
-            run()
-            wait(device)
-            took = time.perf_counter() - start
-            if not r: print(f'  {name}: {took:.1f} s the first time', flush=True)
-            seconds[name].append((took, took))
-    return {name: s[1:] for name, s in seconds.items()}
+def finished(run, device):
+    "The same run, over when the GPU is"
+    def whole():
+        run()
+        wait(device)
+    return whole
 
 
 def matmul_rate(device, dtype, n):
@@ -79,12 +71,6 @@ def forward_flops(model, x):
     "Operations of one forward pass, as PyTorch counts them"
     with FlopCounterMode(display=False) as counter, torch.no_grad(): model.eval()(x)
     return counter.get_total_flops()
-
-
-class Prepare:
-    "Bytes to normalised floats, channels last, on the batch's device"
-    def __init__(self, device): self.mean, self.std = (255*torch.tensor(o, device=device).view(1, 3, 1, 1) for o in (MEAN, STD))
-    def __call__(self, x): return ((x.float() - self.mean)/self.std).contiguous(memory_format=torch.channels_last)
 
 
 class Items(torch.utils.data.Dataset):
@@ -137,7 +123,8 @@ def by_learner(kind, dls, model, opt_func=None):
 
 def network_entries(name, images, labels, bs, device):
     "{name: run} of one network"
-    tfm, workers = Prepare(device), min(8, os.cpu_count() or 1) if device.type == 'cuda' else 0
+    normalize, workers = NormalizeImages(MEAN, STD), min(8, os.cpu_count() or 1) if device.type == 'cuda' else 0
+    def tfm(x): return normalize.apply(x).contiguous(memory_format=torch.channels_last)
     def net(): torch.manual_seed(0); return getattr(torchvision.models, name)(num_classes=1000).to(device, memory_format=torch.channels_last)
     def quicker(model): return torch.compile(model, backend='inductor' if device.type == 'cuda' else 'eager')
     def loaders(dl): return DataLoaders(dl, dl, device=device)
@@ -210,13 +197,13 @@ def main():
     images, labels = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=gen), torch.randint(0, 1000, (n,), generator=gen)
     found, speed, use = {}, {}, {}
     for name in ('resnet18',) if args.quick else ('resnet18', 'resnet50'):
-        seconds = race(network_entries(name, images, labels, bs, device), rounds, device)
+        seconds = race({k: finished(run, device) for k, run in network_entries(name, images, labels, bs, device).items()}, rounds)
         speed |= {f'{name}: {k}': v for k, v in speeds(seconds, f'{name}, images a second', lambda _, wall: n/wall, 0).items()}
         found |= ratios(seconds, network_goals(name))
         needed = 3*forward_flops(getattr(torchvision.models, name)().to(device), torch.randn(1, 3, size, size, device=device))
         use |= {f'{name}: {k}': n*needed/statistics.median(wall for wall, _ in v)/rate for k, v in seconds.items()}
     for entries, goals in (small_entries(device, 640 if args.quick else 20_000), SMALL), (ensemble_entries(device, 200 if args.quick else 2000, 1 if args.quick else 5), ENSEMBLES):
-        seconds = race(entries, rounds, device)
+        seconds = race({k: finished(run, device) for k, run in entries.items()}, rounds)
         speeds(seconds, 'seconds', lambda _, wall: wall)
         found |= ratios(seconds, goals)
     print('\nmodel FLOP utilisation: ' + ', '.join(f'{k} {v:.1%}' for k, v in use.items()))
